@@ -300,9 +300,13 @@ class Evaluator:
         name, total = f"choice of {system.name}", sum(len(t.texts) for t in tries)
         chooser, reward = system.chooser, self.reward
         if reward is None or not chooser.asks(reward):
-            return self._on_main(lambda: chooser(tries, self.phase(name, total)))
-        with reward.memory.reporting(self.phase(name, total * max(1, len(reward.members)))):
-            return self._on_main(lambda: chooser(tries))
+            best = self._on_main(lambda: chooser(tries, self.phase(name, total)))
+        else:
+            with reward.memory.reporting(self.phase(name, total * max(1, len(reward.members)))):
+                best = self._on_main(lambda: chooser(tries))
+        for text in chooser.reward.unread():
+            self.memory.warn(f"evaluation: {name}, {text}")
+        return best
 
     def perplexity(self, system: System, references: Sequence[Sequence[str]]) -> dict[str, float]:
         """Of a system on the references, each behind its prompt as the system is asked; stop token included."""

@@ -147,11 +147,10 @@ class TextsRead:
     tokens: int = 0
     unknown: int = 0
 
-    def add(self, row: Fitted, sign: int | None) -> None:
-        """Count a row; ``sign`` is the id that stands for text without a token."""
-        ids = (*row.query, *row.response)
-        self.rows, self.cut = self.rows + 1, self.cut + row.cut
-        self.tokens, self.unknown = self.tokens + len(ids), self.unknown + ids.count(sign)
+    def add(self, ids: Sequence[int], cut: bool, sign: int | None) -> None:
+        """Count a row that is read as ``ids``; ``sign`` is the id that stands for text without a token."""
+        self.rows, self.cut = self.rows + 1, self.cut + cut
+        self.tokens, self.unknown = self.tokens + len(ids), self.unknown + sum(i == sign for i in ids)
 
     def warning(self) -> str:
         """That much was not read as it is; '' where more than 95 % of rows and of tokens were."""
@@ -270,5 +269,6 @@ class RewardModel:
                 made.append(self.renderer.fitted(m, a, f, max_tokens=self.max_tokens, prove=prove))
             except UserError as error:
                 raise RowError(f"row {i + 1}: {error}", i) from error
-            self.texts.add(made[-1], self.renderer.unknown_id)
+            row = made[-1]
+            self.texts.add([*row.query, *row.response], row.cut, self.renderer.unknown_id)
         return made

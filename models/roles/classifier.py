@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from data.common.errors import UserError, nearest
 from data.common.strict_json import read_object
 from data.records import Message
 from data.template import Renderer
-from data.tokens import bounded
+from data.tokens import bounded, unknown_id
 from models.hub.limits import OFFSET_POSITIONS
 from models.hub.load import load_tokenizer
 from models.hub.validate import check_model
@@ -72,6 +73,14 @@ def _exported(folder: Path) -> tuple[int, tuple[int, ...], float]:
         raise UserError(f"{folder / SCORING}: not as `trivet export` writes it ({error!r})") from error
 
 
+@dataclass(frozen=True, slots=True)
+class ClassifierRow:
+    """What a classifier is given of a response and its prompt, and whether its limit leaves only a part of them."""
+
+    given: dict[str, list[int]]
+    cut: bool = False
+
+
 class Classifier:
     """Scores responses: the logit of a model with one label, or the log-odds of one of several.
 
@@ -97,25 +106,40 @@ class Classifier:
         chat = self.tokenizer.chat_template
         self.renderer = Renderer(self.tokenizer, template="auto", stop=stop) if chat else None
         self.label = label_number(self.model.config, label, folder)
+        self.unknown_id = unknown_id(self.tokenizer)
 
-    def encoded(self, messages: Sequence[Message], answer: str, finished: bool) -> dict[str, list[int]]:
+    def encoded(self, messages: Sequence[Message], answer: str, finished: bool) -> ClassifierRow:
         """What the model is given: the conversation by its chat template; without one, prompt and response as a pair of
         texts, with whatever else its tokenizer makes of a pair (such as which of the two a token is of)."""
         if self.renderer is not None:
-            query, response = self.renderer.prompt_and_answer(messages, answer, finished, max_tokens=self.longest)
-            return {"input_ids": [*query, *response]}
+            made = self.renderer.fitted(messages, answer, finished, max_tokens=self.longest)
+            return ClassifierRow({"input_ids": [*made.query, *made.response]}, made.cut)
         asked = "\n\n".join(m.content for m in messages)
         with bounded(asked + answer):
-            made = self.tokenizer(asked, answer) if asked else self.tokenizer(answer)
-        return {name: list(made[name]) for name in ("input_ids", "token_type_ids") if name in made}
+            ids = self.tokenizer(asked, answer) if asked else self.tokenizer(answer)
+        return ClassifierRow({name: list(ids[name]) for name in ("input_ids", "token_type_ids") if name in ids})
 
-    @torch.no_grad()
     def __call__(
         self, asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]
     ) -> list[float]:
-        """One score a response; only rows of equal length share a pass, so that no padding is seen."""
-        rows = [self.encoded(*row) for row in zip(asked, answers, finished, strict=True)]
-        limit = self.limit
+        """One score a response."""
+        return self.with_cuts(asked, answers, finished)[0]
+
+    def with_cuts(
+        self, asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]
+    ) -> tuple[list[float], list[int]]:
+        """The scores, and the rows (from 0) of which the model's limit leaves a part: their scores are those of it."""
+        made = [self.encoded(*row) for row in zip(asked, answers, finished, strict=True)]
+        return self.scores(made), [i for i, row in enumerate(made) if row.cut]
+
+    @torch.no_grad()
+    def scores(self, encoded: Sequence[ClassifierRow]) -> list[float]:
+        """One score a row; only rows of equal length share a pass, so that no padding is seen.
+
+        Raises:
+            UserError: a row has more tokens than the model has positions.
+        """
+        rows, limit = [row.given for row in encoded], self.limit
         if limit is not None and (long := [i for i, r in enumerate(rows) if len(r["input_ids"]) > limit]):
             longest = len(rows[long[0]]["input_ids"])
             raise UserError(f"response {long[0]} and its prompt have {longest} tokens, the model takes {limit}")

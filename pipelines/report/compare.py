@@ -23,6 +23,7 @@ from pipelines.report.page import fill, frontier, view
 from pipelines.report.run_files import RunFiles, read_run
 from pipelines.report.stage_facts import stage_rows
 from pipelines.stages.table import STAGES, title_of
+from pipelines.workspace.run_folder import check_outside
 
 COLOURS = ("@ppo", "@sft", "@reward", "@other", "@base", "@pretrain")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -45,6 +46,7 @@ def write_comparison(runs: Sequence[Path], out: Path, say: Callable[[str], None]
         if folder in folders[:i]:
             raise UserError(f"{runs[i]}: named twice; give different runs")
     check_destination(out, "--out")
+    check_outside(out, "--out")
     files = dict(zip(names(folders), map(read_run, folders), strict=True))
     made = page(files)
     try:
@@ -130,19 +132,38 @@ def _notes(runs: Mapping[str, RunFiles]) -> list[str]:
     evaluated = {n: f for n, f in runs.items() if f.results}
     if missing := [n for n in runs if n not in evaluated]:
         out.append(f"Not evaluated: {', '.join(missing)}.")
-    if len({_key(f, "reward") for f in evaluated.values()} - {""}) > 1:
+    if _differ(evaluated, "reward"):
         out.append("The runs have different reward models: rewards of one cannot be set against those of another.")
-    if len({_key(f, "sft") for f in evaluated.values()} - {""}) > 1:
+    if _differ(evaluated, "sft"):
         out.append("The runs have different SFT models: KL and win rates are each against the run's own.")
+    settings = {n: f.results.get("settings") or {} for n, f in evaluated.items()}
+    values = {key: {n: str(s[key]) for n, s in settings.items() if key in s} for key in (*HOW_SAMPLED, "prompts")}
+    unlike = {key: of_run for key, of_run in values.items() if len(set(of_run.values())) > 1}
     prompts = {n: {str(r.get("prompt")) for r in f.samples} for n, f in evaluated.items()}
     if len({frozenset(p) for p in prompts.values()}) > 1:
         out.append("The runs were not evaluated on the same prompts.")
+    elif "prompts" in unlike and "samples_per_prompt" not in unlike:  # a prompt is told as often as it is asked
+        out.append("The runs were evaluated on prompts of the same texts, in another order or behind other turns.")
+    for key in [key for key in HOW_SAMPLED if key in unlike]:
+        said = "; ".join(f"{value} in {n}" for n, value in unlike[key].items())
+        out.append(f"The runs' responses were not sampled alike: evaluation's {key} is {said}.")
     return out
 
 
-def _key(files: RunFiles, stage: str) -> str:
+HOW_SAMPLED = ("temperature", "max_new_tokens", "samples_per_prompt")  # another seed alone changes no expectation
+
+
+def _differ(runs: Mapping[str, RunFiles], stage: str) -> bool:
+    """Whether runs were evaluated with different results of a stage, or hold different ones."""
+    return any(len({_key(f, stage, first) for f in runs.values()} - {""}) > 1 for first in ("evaluation", "run"))
+
+
+def _key(files: RunFiles, stage: str, first: str) -> str:
+    """The key of a stage's result: of the one that evaluation was given, or of the run's own, if only one is known."""
     noted = (files.run.get("stages") or {}).get(stage) or {}
-    return str(noted.get("key") or (files.manifests.get(stage) or {}).get("key") or "")
+    own = str(noted.get("key") or (files.manifests.get(stage) or {}).get("key") or "")
+    given = ((files.manifests.get("evaluate") or {}).get("parents") or {}).get(stage, "")
+    return (given or own) if first == "evaluation" else (own or given)
 
 
 def _costs(runs: Mapping[str, RunFiles]) -> list[dict[str, Any]]:

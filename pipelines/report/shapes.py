@@ -138,6 +138,7 @@ class Results(Shape):
     lm_eval: Harness | None = None
     warnings: list[str] = []
     baselines: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None
     judge: str | None = ""
     against: str = "sft"
 

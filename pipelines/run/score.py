@@ -22,9 +22,10 @@ from data.template import Renderer
 from models.backbone.artifacts import atomic_file, check_destination, keep_previous
 from models.backbone.processes import Processes
 from models.hub.load import load_tokenizer
+from models.roles.classifier import Classifier, is_classifier
 from models.roles.files import CONFIG, HEAD, SCORING, new_tokens_of
 from pipelines.run.open_run import open_run, stage_folder
-from pipelines.workspace.run_folder import RUN, run_of
+from pipelines.workspace.run_folder import RUN, check_outside, run_of
 from reward.files import load_reward
 from reward.model import RewardModel, Samples
 from reward.settings import RemoteConfig
@@ -54,8 +55,6 @@ def load_scorer(run_or_model: Path | str, label: str | None = None) -> Scoring:
         return OfRewardModel(pipeline.loaded.load_reward(stage_folder(pipeline, "reward")))
     if (path / CONFIG).is_file():
         return OfRewardModel(exported_reward(path))
-    from models.roles.classifier import Classifier, is_classifier
-
     if is_classifier(path):
         return Classifier(path, Processes("auto").device, label)
     raise UserError(
@@ -69,6 +68,11 @@ class OfRewardModel:
     """A reward model as ``Scoring``, which can also say what of the rows its limit cuts."""
 
     model: RewardModel
+
+    @property
+    def longest(self) -> int:
+        """The limit in tokens."""
+        return self.model.max_tokens
 
     def __call__(
         self, asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]
@@ -188,6 +192,7 @@ def score_file(
         raise UserError(f"{file} {why_absent(file)}")
     if out is not None:
         check_destination(Path(out), "--out")
+        check_outside(Path(out), "--out")
         if Path(out).exists() and Path(out).samefile(file):
             raise UserError(f"--out {out}: is the file that is scored; choose another name")
     rows = answers_in(file, reading, say)
@@ -195,20 +200,19 @@ def score_file(
     asked, answers, finished = [p.messages for p, _, _ in rows], [a for _, a, _ in rows], [f for _, _, f in rows]
     cut: list[int] = []
     try:
-        if isinstance(score, OfRewardModel):
+        if isinstance(score, OfRewardModel | Classifier):
             rewards, cut = score.with_cuts(asked, answers, finished)
         else:
             rewards = score(asked, answers, finished)
     except RowError as error:
         raise UserError(f"{rows[error.row][0].source}: {str(error).partition(': ')[2]}") from error
+    if cut and isinstance(score, OfRewardModel | Classifier):
+        say(
+            f"warning: {len(cut):,} of {len(rows):,} rows are longer than the {score.longest:,} tokens "
+            f"that the reward model reads, and what is left of them is scored; the first is {rows[cut[0]][0].source}"
+        )
     if isinstance(score, OfRewardModel):
         texts = score.model.texts
-        if cut:
-            say(
-                f"warning: {len(cut):,} of {len(rows):,} rows are longer than the {score.model.max_tokens:,} tokens "
-                "that the reward model reads, and what is left of them is scored; the first is "
-                f"{rows[cut[0]][0].source}"
-            )
         if texts.unknown > MANY * texts.tokens:
             say(f"warning: in the rows {unknown_text(texts.unknown, texts.tokens)}{NO_TOKEN}")
 

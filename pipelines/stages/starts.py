@@ -143,6 +143,8 @@ def examine_terms(context: StageContext, loaded: LoadedModels) -> None:
                 return {}
             for text in summaries([source for _, _, source in reward.parts]):
                 context.say(text)
+            for text in reward.unread():
+                context.warn(f"ppo.reward, on the rankings of its report card: {text}")
             if not made:
                 context.warn(f"{UNEXAMINED} on data.rankings, and the gate is not asked: {NO_PAIR}")
                 return {}

@@ -11,7 +11,7 @@ from data.common.errors import UserError
 from models.hub.download import folder_of, local_folder
 from models.hub.registry import resolve_base
 from models.roles.classifier import Classifier, is_classifier
-from reward.model import Samples
+from reward.model import Samples, TextsRead
 
 
 def classifier_folder(source: str, base_dir: Path, download: bool = True) -> Path | None:
@@ -40,6 +40,8 @@ def classifier_folder(source: str, base_dir: Path, download: bool = True) -> Pat
 class ClassifierReward:
     """The classifier's score of each response, in Transformers' modules and the precision of its weights.
 
+    ``texts`` counts what it was given so far.
+
     Args:
         source: a folder, or a hub id.
         base_dir: what a relative path starts from.
@@ -50,8 +52,11 @@ class ClassifierReward:
     def __init__(self, source: str, base_dir: Path, device: torch.device, label: str | None = None) -> None:
         folder = classifier_folder(source, base_dir)
         assert folder is not None
-        self.classifier = Classifier(folder, device, label)
+        self.classifier, self.texts = Classifier(folder, device, label), TextsRead()
 
     def __call__(self, samples: Samples) -> Tensor:
-        asked = [p.messages for p in samples.prompts]
-        return torch.tensor(self.classifier(asked, samples.texts, samples.finished), dtype=torch.float32)
+        given = zip([p.messages for p in samples.prompts], samples.texts, samples.finished, strict=True)
+        rows = [self.classifier.encoded(*row) for row in given]
+        for row in rows:
+            self.texts.add(row.given["input_ids"], row.cut, self.classifier.unknown_id)
+        return torch.tensor(self.classifier.scores(rows), dtype=torch.float32)

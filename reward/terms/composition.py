@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -164,9 +164,16 @@ class WeightedSum:
 
     @property
     def texts(self) -> TextsRead | None:
-        """What a reward model on another base has been given as text so far; None where no part is one."""
-        models = [source.model for _, _, source in self.parts if isinstance(source, ModelReward)]
-        return next((model.texts for model in models if not model.takes_ids), None)
+        """What reward models on another base, and classifiers, have been given as text so far; None without such."""
+        sources = [source for _, _, source in self.parts]
+        found = [s.model.texts for s in sources if isinstance(s, ModelReward) and not s.model.takes_ids]
+        found += [s.texts for s in sources if isinstance(s, ClassifierReward)]
+        return TextsRead(*map(sum, zip(*map(astuple, found), strict=True))) if found else None
+
+    def unread(self) -> list[str]:
+        """Sentences about classifiers that could not read what they were given so far as it is."""
+        named = [(name, source) for name, _, source in self.parts if isinstance(source, ClassifierReward)]
+        return [f"{name}: {said}" for name, source in named if (said := source.texts.warning())]
 
     @property
     def state(self) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def rollout_metrics(rollout: Rollout, kl_coef: float) -> dict[str, float]:
 
 
 def texts_metrics(counts: Tensor) -> dict[str, float]:
-    """What a reward model on another base could not read as it was sampled, as shares.
+    """What reward models on another base, and classifiers, could not read as it was sampled, as shares.
 
     Args:
         counts: rows, cut rows, tokens and unknown tokens (4,), as of ``reward.model.TextsRead``.

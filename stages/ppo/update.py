@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,7 +27,6 @@ from models.roles.role_view import RoleView
 from models.roles.together import known_states
 from models.sampling.fast import FastEngine
 from models.sampling.generate import Engine, Generated, gathered, generate, sampling_noise
-from reward.model import TextsRead
 from reward.terms.composition import WeightedSum
 from stages import ppo_math
 from stages.ppo.kl_controller import make_controller
@@ -229,15 +227,16 @@ class PPO:
         """Fill in the reward's scores; where a process cannot get its share's, all of them stop with its error.
 
         Returns:
-            Of a reward model on another base, the shares of responses and of tokens that it could not read as they are.
+            Of reward models on another base and of classifiers, the shares of responses and of tokens that they could
+            not read as they are.
         """
-        processes, texts = self.context.processes, self.reward.texts
-        before = TextsRead() if texts is None else replace(texts)
+        processes, before = self.context.processes, self.reward.texts
         own = self.reward.scores(rollout.samples(self.mine), processes)
         scores, parts = self.reward.combine({name: processes.gather_rows(values) for name, values in own.items()})
         rollout.raw_scores = scores.to(self.base.device)
         rollout.score_parts = {k: v.to(self.base.device) for k, v in parts.items()}
-        return {} if texts is None else texts_metrics(processes.sum(texts.since(before)))
+        texts = self.reward.texts
+        return {} if texts is None or before is None else texts_metrics(processes.sum(texts.since(before)))
 
     def compare_servers(self, remote: RemoteRollouts, rollout: Rollout, own: Generated) -> dict[str, float]:
         """Refuse what was not sampled from the policy; otherwise, where asked, the weights that correct for the gap.

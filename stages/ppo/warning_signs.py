@@ -122,12 +122,12 @@ def truncation(history: History) -> bool:
 
 
 def scored_in_part(history: History) -> bool:
-    """A reward model on another base is given more than its limit takes."""
+    """A reward model that reads text is given more than its limit takes."""
     return history.lasts("rollout/scored_cut_fraction", lambda x: x > UNREAD)
 
 
 def scored_unread(history: History) -> bool:
-    """A reward model on another base has no tokens for what it scores."""
+    """A reward model that reads text has no tokens for what it scores."""
     return history.lasts("rollout/scored_unknown_fraction", lambda x: x > UNREAD)
 
 
@@ -205,14 +205,15 @@ SIGNS = (
         name="scored in part",
         shows=scored_in_part,
         advice=f"more than {UNREAD:.0%} of prompts and responses are longer than reward.max_tokens in the tokens of "
-        "the reward model's own base: their scores are those of the part that is left. Raise reward.max_tokens or "
-        "lower ppo.max_new_tokens.",
+        "the reward model's own base (of an exported one, than its run had it): their scores are those of the part "
+        "that is left. Raise reward.max_tokens or lower ppo.max_new_tokens.",
     ),
     Sign(
         name="unread tokens",
         shows=scored_unread,
         advice=f"more than {UNREAD:.0%} of the tokens that the reward model reads stand for text that its tokenizer "
-        "does not know: it scores what it cannot see. Take a reward.base whose tokenizer spells all text.",
+        "does not know: it scores what it cannot see. Take a reward.base (or a classifier) whose tokenizer spells all "
+        "text.",
     ),
     Sign(
         name="length",

@@ -20,8 +20,9 @@ from evaluation.settings import PROMPTED, EvaluationConfig, PromptedConfig, Shot
 from evaluation.systems import parse, problem_of
 from models.backbone.settings import AdapterConfig
 from models.sampling.generate import Generated
-from reward.model import Samples
+from reward.model import Samples, TextsRead
 from reward.settings import RewardPart
+from reward.terms.classifier import ClassifierReward
 from reward.terms.composition import RewardTransform, Running, WeightedSum
 from tests.conftest import make_base, randomise
 from tests.support.ppo import PROMPTS
@@ -95,6 +96,31 @@ def test_the_best_of_n_is_chosen_by_the_composed_reward():
     transformed = WeightedSum(both, {"given": RewardTransform(Running(), clip=0.01)})
     assert Chooser(reward=transformed)(tries) == [1, 1]
     assert Chooser(reward=WeightedSum(both, {"given": RewardTransform(Running())}))(tries) == [2, 2]
+
+
+def test_what_a_classifier_that_chooses_did_not_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, told = make_base(), list[str]()
+    renderer = Renderer(base.tokenizer, template="dialogue")
+    evaluator = Evaluator(
+        base=base, renderer=renderer, config=EvaluationConfig(), prompts=PROMPTS[:3], max_new_tokens=5, seed=0
+    )
+    monkeypatch.setattr(evaluator.memory, "warn", told.append)
+    chooser = object.__new__(ClassifierReward)  # without its model
+    chooser.texts = TextsRead()
+
+    def scores(self: ClassifierReward, samples: Samples) -> torch.Tensor:
+        self.texts.rows, self.texts.cut = self.texts.rows + len(samples.texts), self.texts.cut + 1
+        return torch.zeros(len(samples.texts))
+
+    monkeypatch.setattr(ClassifierReward, "__call__", scores)
+    reward = WeightedSum([("./rm", 1.0, chooser)])
+    system = System(
+        name="best_of_2", base=base, role="base", renderer=renderer, best_of=2, chooser=Chooser(reward=reward)
+    )
+    evaluator.run(system, "sampled")
+    assert told == [
+        "evaluation: choice of best_of_2, ./rm: of 2 of 6 responses only a part is scored (reward.max_tokens)"
+    ]
 
 
 def test_dashes_are_underscores():

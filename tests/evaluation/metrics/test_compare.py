@@ -101,6 +101,15 @@ def test_every_metric_of_answers_is_compared_and_corrected():
     assert all(c["verdict"] == "not shown" and c["p_value"] == 1 for c in found if c["a"] == "copy")
 
 
+def test_a_function_that_is_called_bleu_is_compared_by_its_own_numbers_alone() -> None:
+    systems = [
+        replace(_answering(n, list(VERBS)), metrics={"bleu": {"mean": x}}, response_scores={"bleu": [x] * 3})
+        for n, x in (("sft", 1.0), ("ppo", 2.0))
+    ]
+    found = compare_metrics(systems, "sft", [(text,) for text in VERBS], resamples=50)
+    assert [(c["metric"], c["difference"]["mean"]) for c in found] == [("bleu", 1.0)]
+
+
 def test_bleu_is_tested_as_sacrebleu_does():
     sacrebleu = pytest.importorskip("sacrebleu")
     from sacrebleu.significance import PairedTest

@@ -10,7 +10,8 @@ import pytest
 
 from data.common.errors import UserError
 from evaluation.answers import SystemResponses
-from evaluation.metric_table import metric_names
+from evaluation.likelihood import under_base
+from evaluation.metric_table import OF_MODELS, columns_of_metric, metric_names
 from evaluation.metrics.builtin import Perplexity, RefusalRate, SelfBleu
 from evaluation.metrics.registry import METRICS, compute_metrics
 from evaluation.metrics.text import (
@@ -273,6 +274,36 @@ def test_every_metric_of_the_table_measures():
     found, _ = compute_metrics(_system(["a b c d", "e f g h"]), config, [("a b c d",), ("e f g",)])
     assert {*METRICS, "perplexity", "base_perplexity"} == set(metric_names())
     assert found["bleu"] > 50 and found["rougeL"]["mean"] > 0.8 and "meteor_no_synonyms" in found
+    columns = [column for name in METRICS for column in columns_of_metric(name)]
+    assert len(columns) == len(set(columns)) and {*columns, "references_n"} == set(found)
+    perplexity = Perplexity().compute(predictions=[-1.0], references=[1], characters=2)
+    assert set(OF_MODELS["perplexity"]) == set(perplexity)
+    base = under_base([[-1.0]], [1])
+    assert set(OF_MODELS["base_perplexity"]) == {*base, *base["scores"]} - {"scores"}
+
+
+def test_numbers_of_one_name_are_refused_where_they_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a folder calls its numbers is known when it has run, and a recipe in Python is read by no check."""
+    for place in "ab":
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "odd").mkdir()
+        monkeypatch.setattr("evaluation.metrics.registry._module", lambda *_: {"odd/share": 0.5, "scores": {}})
+        (tmp_path / f"{place}.py").write_text(
+            "".join(f"def {n}(completions):\n    return [7.0] * len(completions)\n" for n in ("ln", "refused"))
+            + "def references_n(completions):\n    return [7.0] * len(completions)\n"
+        )
+    clashes = {
+        ("folder:a/odd", "folder:b/odd"): "folder:b/odd and folder:a/odd both give a number called 'odd/share'",
+        ("a.py:ln", "b.py:ln"): "b.py:ln and a.py:ln both give a number called 'ln'",
+        ("a.py:refused", "refusal_rate"): "refusal_rate and a.py:refused both give a number called 'refused'",
+        ("exact_match", "a.py:references_n"): "a.py:references_n and the count of references both give",
+    }
+    for names, told in clashes.items():
+        with pytest.raises(UserError, match=f"evaluation.metrics: {told}.*leave one out"):
+            compute_metrics(_system(["a"]), EvaluationConfig(metrics=names), [("a",)], base_dir=tmp_path)
+    config = EvaluationConfig(metrics=("a.py:ln", "b.py:refused", "folder:a/odd"), bootstrap=50)
+    found, scores = compute_metrics(_system(["a"]), config, base_dir=tmp_path)
+    assert list(found) == ["ln", "refused", "odd/share"] and list(scores) == ["ln", "refused"]
 
 
 def test_what_cannot_be_measured_is_told():
@@ -305,7 +336,7 @@ def test_a_folder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_column_called_references_gives_way_to_those_that_evaluation_finds(tmp_path: Path) -> None:
     (tmp_path / "m.py").write_text("def m(completions, references, level):\n    return [len(r) for r in references]\n")
-    columns = {"references": ["x", "y"], "finished": [0, 0], "level": [1, 2]}
+    columns: dict[str, list[Any]] = {"references": ["x", "y"], "finished": [0, 0], "level": [1, 2]}
     config = EvaluationConfig(metrics=("m.py:m",))
     _, scores = compute_metrics(_system(["a", "b"]), config, [("a", "b"), ()], base_dir=tmp_path, columns=columns)
     assert scores == {"m": [2.0, 0.0]}

@@ -118,6 +118,24 @@ def test_reading_a_recipe_imports_no_heavy_library() -> None:
         (GOOD + "evaluation: {systems: [best_of_4, best-of-4]}\n", "evaluation.systems.1: 'best_of_4' is listed twice"),
         (GOOD + "evaluation: {metrics: [rouge, rouge]}\n", "FILE:9: evaluation.metrics.1: 'rouge' is listed twice"),
         (GOOD + "evaluation: {lm_eval: {tasks: [a, a]}}\n", "evaluation.lm_eval.tasks.1: 'a' is listed twice"),
+        (
+            GOOD + "evaluation: {metrics: ['a.py:ln', 'b.py:ln']}\n",
+            "FILE:9: evaluation.metrics.1: b.py:ln and a.py:ln both give a number called 'ln', and one would take",
+        ),
+        (GOOD + "evaluation: {metrics: [rouge, 'm.py:rouge1']}\n", "m.py:rouge1 and rouge both give a number called"),
+        (
+            GOOD + "evaluation: {metrics: ['p.q:nats_under_base', base_perplexity]}\n",
+            "metrics.1: base_perplexity and p.q",
+        ),
+        (
+            GOOD + "evaluation: {judges: [{name: gold, url: 'http://localhost/v1', model: m}]}\n",
+            "FILE:9: evaluation.judges.0.name: 'gold' is what results call a judge of their own; choose another",
+        ),
+        (GOOD + "evaluation: {prompted: {a-b: {}, a_b: {}}}\n", "evaluation.prompted: 'a-b' and 'a_b' are one name"),
+        (
+            GOOD + "  reward: [{source: model, clip: 1.0}, {source: 'r.py:f', name: model/transformed}]\n",
+            "FILE:9: ppo.reward.1: 'model/transformed' is what metrics call another term after",
+        ),
         ("base: gpt2\ndata: {}\n", "FILE:2: data: calls for no stage"),
         ("base: gpt2\ndata: {demonstrations: x}\nstages: [reward]\n", "FILE:2: data: the reward stage needs"),
         ("base: gpt2\n\tdata: x\n", "FILE:2: not readable as YAML"),

@@ -12,7 +12,8 @@ import pytest
 from data.common.errors import UserError
 from data.common.number_format import interval, number
 from pipelines.cli.main import main
-from pipelines.report.compare import names, recipe_differences, write_comparison
+from pipelines.report.compare import _notes, names, recipe_differences, write_comparison
+from pipelines.report.run_files import read_run
 from pipelines.stages.table import STAGES
 from tests.support.finished_run import Tags, embedded
 
@@ -133,6 +134,48 @@ def test_a_part_of_another_shape_is_left_out_and_named(run: Path, tmp_path: Path
     (bent / "evaluation/results.json").write_text('{"systems": [1], "comparisons": 3}')
     text = Tags(write_comparison([run, bent], tmp_path / "c.html").read_text(encoding="utf-8")).text
     assert "bent: evaluation/results.json: not of the shape" in text and "PPO beat SFT" in text
+
+
+def notes_of(runs: list[Path]) -> list[str]:
+    return _notes({folder.name: read_run(folder) for folder in runs})
+
+
+def test_models_that_an_evaluation_was_given_are_told_apart(run: Path, tmp_path: Path) -> None:
+    """Such a folder holds no stage but evaluation, whose manifest says what it stands on."""
+    alike, other = (tmp_path / name for name in ("alike", "other"))
+    for folder in (alike, other):
+        shutil.copytree(run / "evaluation", folder / "evaluation")
+        (folder / "run.json").write_text(json.dumps({"stages": {"evaluate": {"status": "done"}}}))
+    assert notes_of([run, alike]) == []
+    manifest = other / "evaluation/manifest.json"
+    edit(manifest, lambda found: found | {"parents": found["parents"] | {"reward": "e" * 64}})
+    reward = "The runs have different reward models: rewards of one cannot be set against those of another."
+    assert notes_of([run, other]) == notes_of([other, run]) == notes_of([alike, other]) == [reward]
+    edit(manifest, lambda found: found | {"parents": found["parents"] | {"sft": "d" * 64}})
+    assert [note.split(":")[0] for note in notes_of([run, other])] == [
+        "The runs have different reward models", "The runs have different SFT models"
+    ]  # fmt: skip
+
+
+def test_other_settings_of_sampling_are_told(run: Path, tmp_path: Path) -> None:
+    settings = {"prompts": "a", "seed": 1, "temperature": 1.0, "max_new_tokens": 24, "samples_per_prompt": 1}
+
+    def evaluated(name: str, **changes: object) -> Path:
+        folder = shutil.copytree(run, tmp_path / name)
+        edit(folder / "evaluation/results.json", lambda results: results | {"settings": settings | changes})
+        return folder
+
+    one, seed = evaluated("one"), evaluated("seed", seed=2)
+    assert notes_of([one, seed]) == [] and notes_of([run, one]) == []  # older results do not say it
+    hot = evaluated("hot", temperature=0.3, max_new_tokens=9)
+    assert notes_of([one, hot]) == [
+        "The runs' responses were not sampled alike: evaluation's temperature is 1.0 in one; 0.3 in hot.",
+        "The runs' responses were not sampled alike: evaluation's max_new_tokens is 24 in one; 9 in hot.",
+    ]
+    (told,) = notes_of([one, evaluated("turns", prompts="b")])
+    assert told.endswith("same texts, in another order or behind other turns.")
+    twice = evaluated("twice", prompts="c", samples_per_prompt=2)
+    assert [note.split(" is ")[1] for note in notes_of([one, twice])] == ["1 in one; 2 in twice."]
 
 
 def test_equal_names_are_told_apart():

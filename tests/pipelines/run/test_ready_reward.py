@@ -97,6 +97,23 @@ def test_a_ready_classifier_pays_through_card_and_gate(tmp_path: Path) -> None:
     assert {plan.name: plan.status == "cached" for plan in again.plan()} == {"sft": True, "ppo": False}
 
 
+def test_what_an_exported_model_s_limit_cuts_is_counted_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prompts have 7 tokens with their marks, the better response 3 and the worse 4."""
+    pipeline = make(tmp_path)
+    scoring = {"max_tokens": 10, "stop_ids": [WORDS.index("<eos>")], "add_to_classifier": 0.0}
+    (tmp_path / "rm/scoring.json").write_text(json.dumps(scoring))
+    pipeline.run()
+    card = json.loads((tmp_path / "run/ppo/report_card.json").read_text())
+    told = re.search(r"on the rankings of its report card: \./rm: of (\S+) of (\S+) responses", capsys.readouterr().out)
+    assert told is not None and card["held_out"]["of"] <= int(told[1]) < int(told[2])
+    lines = (tmp_path / "run/ppo/metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "objective/scores" in row]
+    longer = [row["rollout/scored_cut_fraction"] for row in rows]
+    assert len(longer) == 2 and all(0 < share <= 1 and share * 8 == round(share * 8) for share in longer)
+
+
 def test_a_classifier_that_prefers_the_worse_stops_at_the_gate(tmp_path: Path) -> None:
     pipeline = make(tmp_path, sign=-1)
     with pytest.raises(GateStopped, match=r"(?s)accuracy: held-out pair accuracy is 0\.000.*label and the sign"):

@@ -17,7 +17,7 @@ from pipelines.cli.serve_reward import scorer_of
 from pipelines.run.score import OfRewardModel, load_scorer, score_file
 from reward.model import RewardModel
 from reward.terms.server import serving
-from tests.conftest import ADAPTER, make_base, randomise, word_tokenizer
+from tests.conftest import ADAPTER, WORDS, make_base, randomise, word_tokenizer
 from tests.support.classifiers import save_classifier
 
 ROWS = [("w1 w2", "w3"), ("w1", "w4 w5 w6 w7"), ("w2", "w8 w9"), ("w3", "w8 w1")]
@@ -110,6 +110,28 @@ def test_rows_that_the_models_limit_cuts_are_told_and_marked(tmp_path, monkeypat
             with urllib.request.urlopen(request) as found:
                 said = json.load(found)
             assert len(said.pop("scores")) == len(some) and said == cut
+
+
+def test_rows_that_an_exported_classifier_s_limit_cuts_are_told_and_marked(tmp_path):
+    """A folder of `trivet export --merge`: a plain classifier, with the limit of its run beside it."""
+    folder = tmp_path / "model"
+    save_classifier(folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}assistant {% endif %}"
+    )
+    scoring = {"max_tokens": 12, "stop_ids": [WORDS.index("<eos>")], "add_to_classifier": 0.0}
+    (folder / "scoring.json").write_text(json.dumps(scoring))
+    rows = [("w1", "w2 w3"), ("w1", "w2 " * 20), ("w1 " * 20, "w2"), ("w1", "w4")]
+    file, told = tmp_path / "a.jsonl", list[str]()
+    file.write_text("".join(json.dumps({"prompt": p, "completion": a.strip()}) + "\n" for p, a in rows))
+    score_file(folder, file, tmp_path / "out.jsonl", say=told.append)
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row.get("cut", False) for row in found] == [False, True, True, False]
+    assert len(told) == 1 and told[0].startswith("warning: 2 of 4 rows are longer than the 12 tokens that the reward")
+    rewards = [row["reward"] for row in found]
+    sent = [{"completion": a, "messages": [{"role": "user", "content": p}], "finished": True} for p, a in rows]
+    assert scorer_of(str(folder)).with_cuts(sent) == (pytest.approx(rewards, abs=1e-5), [1, 2])  # type: ignore[attr-defined]
 
 
 def test_words_that_the_model_has_no_token_for_are_told(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertTok
 
 from data.common.errors import UserError
 from data.records import Message, Prompt
-from reward.model import Samples
+from reward.model import Samples, TextsRead
 from reward.settings import RewardPart
 from reward.terms.classifier import classifier_folder
 from reward.terms.composition import compose
@@ -95,6 +96,23 @@ def test_rows_beyond_the_positions_are_named(tmp_path):
     reward(samples([("w1", " ".join(["w2"] * (room - 1)))]))
     with pytest.raises(UserError, match=f"have {room + 1} tokens, the model takes {room}"):
         reward(samples([("w1", " ".join(["w2"] * room))]))
+
+
+def test_rows_that_an_exported_model_s_limit_cuts_are_counted_and_told(tmp_path):
+    """And so are words that its tokenizer has no token for; a part that only reads ids counts nothing."""
+    decoder(tmp_path / "rm")
+    text = CHAT + "{% if add_generation_prompt %}assistant {% endif %}"
+    (tmp_path / "rm/chat_template.jinja").write_text(text)
+    scoring = {"max_tokens": 12, "stop_ids": [WORDS.index("<eos>")], "add_to_classifier": 0.0}
+    (tmp_path / "rm/scoring.json").write_text(json.dumps(scoring))
+    parts = [RewardPart(source="rm"), RewardPart(source="length", max_length=3)]
+    reward = compose(parts, None, tmp_path)
+    assert reward.texts == TextsRead() and reward.unread() == []
+    rows = [("w1", "w2 w3"), ("w1", "w2 " * 20), ("w1 " * 20, "w2"), ("w1", "Wort")]
+    reward(samples(rows))
+    assert reward.texts is not None and (reward.texts.rows, reward.texts.cut, reward.texts.unknown) == (4, 2, 1)
+    assert reward.unread() == ["rm: of 2 of 4 responses only a part is scored (reward.max_tokens)"]
+    assert compose(parts[1:], None, tmp_path).texts is None
 
 
 def test_what_is_no_classifier_is_refused(tmp_path):
