@@ -149,7 +149,8 @@ def _own(
         raise UserError(f"evaluation.metrics: {problem}")
     if name.startswith(("hub:", "folder:")):
         return _module(name, system, references, base_dir)
-    given: dict[str, Any] = {**(columns or {}), "finished": list(system.finished), "categories": list(system.categories)}
+    given: dict[str, Any] = dict(columns or {})
+    given |= {"finished": list(system.finished), "categories": list(system.categories)}
     given["references"] = [list(r) for r in references]  # whatever the data calls a column of its own
     scores = load_function(name, base_dir).call(list(system.prompts), list(system.responses), **given)
     return {"scores": {name.rpartition(":")[2]: scores}}

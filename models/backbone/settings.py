@@ -135,7 +135,7 @@ class AdapterConfig(Config):
     ] = Field("lora", description="how roles are tuned: see docs/reference/methods.md for what each trains")
     rank: int = Field(16, ge=1, description="LoRA rank; with adalora the mean that is left at the end")
     alpha: float = Field(32, gt=0, description="LoRA scaling numerator: the update is alpha / rank times B A")
-    dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout in SFT, distillation and the reward model; PPO has none")
+    dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout in SFT, distillation, reward model; none in PPO")
     targets: str | tuple[str, ...] = Field(
         "all-linear",
         description="module names, or all linear layers of the blocks (with ia3: those of its paper)",

@@ -425,7 +425,7 @@ def test_a_fault_of_the_users_code_within_a_stage_is_that_stages_failure(
     def status() -> str:
         capsys.readouterr()
         assert main(["ls", str(run.parent)]) == 0
-        return re.search(r"ppo \(([^)]*)\)", capsys.readouterr().out)[1]
+        return re.findall(r"ppo \(([^)]*)\)", capsys.readouterr().out)[0]
 
     code.write_text("def other(completions):\n    return 0\n")
     assert main(command) == 2 and not (run / "error.log").exists()  # found before the stage: nothing has failed
