@@ -23,8 +23,9 @@ from data.common.patience import each
 from data.formats import FORMATS, Reject, Unread, hint
 from data.formats.columns import named_by
 from data.formats.parsing import used_as, why_not
+from data.formats.rows import Doubtful, Unlabelled
 from data.hub import read_hub
-from data.judgements import gathered
+from data.judgements import gathered, waiting_rows
 from data.local_files import local_rows
 from data.parsed_rows import Parsed, Reading, flat, parsed_rows, records_of
 from data.readers.files import read_file
@@ -152,13 +153,23 @@ def parse_file(
     Args:
         source: settings of how it is read, its path aside.
         remarks: where what was found out about the file goes.
+
+    Raises:
+        UserError: it cannot be read, or one of its rows makes doubtful what others say.
     """
     options = ReadOptions(text_unit=text_unit) if source is None else source.options(text_unit, group_by)
     raws = _without_remarks(read_file(path, name, options), [] if remarks is None else remarks)
     reading = Reading(group_by=group_by)
-    for parsed in parsed_rows(flat(raws), reading, source):
+    doubtful: dict[str, Rejected] = {}
+    notes: Counter[str] = Counter()
+    for parsed in _labelled(parsed_rows(flat(raws), reading, source)):
+        notes.update(() if parsed.row is None else parsed.row.notes)
+        if isinstance(parsed.error, Doubtful):
+            doubtful.setdefault(parsed.error.note, Rejected(parsed.place, parsed.reason))
         lacking = _lacking(parsed, reading, source or as_source(name))
         yield replace(parsed, reason=LACKING.format(lacking)) if lacking else parsed
+    for note in sorted(doubtful.keys() & notes.keys()):
+        raise UserError(_in_doubt(name, doubtful[note], note, notes[note]))
 
 
 LACKING = "nothing stands in its column {}, without which its other columns make no row"
@@ -190,13 +201,14 @@ def _of_kind(
 ) -> Loaded:
     loaded, count = Loaded(), SourceCount(part=kind, source=source.path)
     lost, other = Lost(), None
+    doubtful: dict[str, Rejected] = {}  # the first of each note
     alone: list[tuple[str, Reject]] = []  # rows that lack a value, and not a reader of their columns
     used = Sample(source.weight, source.limit, seed)
     reasons: dict[str, str] = {}  # one string for all rows of a reason
     raws = _kept(each(raws, f"reading {source.path}"), source, count, loaded.columns)
     if cleaner is None and not used.is_partial:
         raws = _with_helpers(raws, kind, source, reading, used, into)
-    rows = parsed_rows(raws, reading, source)
+    rows = _labelled(parsed_rows(raws, reading, source))
     if cleaner is not None:
         rows = _cleaned(rows, cleaner, count)
     for parsed in gathered(rows, kind):
@@ -208,6 +220,8 @@ def _of_kind(
                 alone.append((parsed.place, parsed.error))
             elif parsed.error is not None:
                 lost.add(parsed.place, parsed.error)
+            if isinstance(parsed.error, Doubtful):
+                doubtful.setdefault(parsed.error.note, Rejected(parsed.place, reason))
             continue
         try:
             records = records_of(parsed.row, kind)
@@ -231,12 +245,40 @@ def _of_kind(
     for (name, notes), number in used.kinds(taken):
         loaded.formats[name] += number
         loaded.notes.update({note: number * n for note, n in Counter(notes).items()})
+    in_doubt = doubtful.keys() & loaded.notes.keys() if kind != "prompts" else ()  # prompts are what they are
+    for note in sorted(in_doubt):
+        raise UserError(_in_doubt(source.path, doubtful[note], note, loaded.notes[note]))
     loaded.counts.append(count)
     loaded.read = count.read
     if not used.count(taken):
         cure = hint(other, kind) if other else used_as(lost.row, kind, reading.known) if lost.row else ""
         raise UserError(_nothing(loaded, kind, source, cure, lost.why(reading.known, source.format)))
     return loaded
+
+
+def _labelled(rows: Iterable[Parsed]) -> Iterator[Parsed]:
+    """The rows as they come; those with a blank label behind them, as they are where no row of the file has one."""
+    waiting, labels = waiting_rows(), False
+    for parsed in rows:
+        error = parsed.error
+        if not isinstance(error, Unlabelled):
+            labels = labels or (parsed.row is not None and parsed.row.judged == "label")
+            yield parsed
+        elif labels:
+            yield parsed
+        else:
+            for row in error.rows:
+                waiting.append(replace(parsed, format=error.format, row=row, error=None))
+    for parsed in waiting:
+        yield replace(parsed, row=None, format="") if labels else replace(parsed, reason="")
+
+
+def _in_doubt(path: str, first: Rejected, note: str, count: int) -> str:
+    """Why a file is refused of which one row makes doubtful how others were to be read."""
+    return (
+        f"{path}: {count:,} {note}; but {first.source}: {first.reason}. If only such rows are wrong, leave them out by "
+        "`where`"
+    )
 
 
 def _with_helpers(

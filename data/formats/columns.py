@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from data.formats.rows import Reject
-from data.formats.values import blank, words
+from data.formats.values import blank, parsed, words
 
 METADATA = {
     "identity": "id qid uid uuid guid idx index hash sha sha256 md5 seed seed_task *_id *_ids *_id_list *_idx *_index "
@@ -110,7 +110,7 @@ def named_by(name: str, patterns: Collection[str]) -> bool:
     return name in patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-FLAGS = words("on off true false yes no none null 0 1 enabled disabled")
+FLAGS = words("on off true false yes no none null 0 1 0.0 1.0 enabled disabled")
 _STATED = re.compile(
     r"[-+]?(\d+([.,]\d+)?|\.\d+)([eE][-+]?\d+)?%?"  # a number
     r"|https?://\S+"
@@ -124,7 +124,9 @@ _STATED = re.compile(
 
 def is_flag(value: Any) -> bool:
     """Whether a value switches something on or off."""
-    return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in FLAGS)
+    if isinstance(value, int | float):  # true and false too, which tables hold as numbers beside blank cells
+        return value in (0, 1)
+    return isinstance(value, str) and value.strip().lower() in FLAGS
 
 
 def check_pictures(row: Mapping[str, Any]) -> None:
@@ -135,7 +137,11 @@ def check_pictures(row: Mapping[str, Any]) -> None:
 
 
 def lost(
-    row: Mapping[str, Any], names: Iterable[str], answers: int, spelled: Mapping[str, str] = MappingProxyType({})
+    row: Mapping[str, Any],
+    names: Iterable[str],
+    answers: int,
+    spelled: Mapping[str, str] = MappingProxyType({}),
+    in_order: int = 0,
 ) -> Iterator[str]:
     """Those of the names whose values would be lost.
 
@@ -145,11 +151,15 @@ def lost(
         answers: responses that the format reads. A reference next to a bare prompt is there for functions; numbers in
             a list next to several responses may be their order.
         spelled: names as the file has them, where they are read in small letters.
+        in_order: how many responses are ranked by their place in the row alone; 0 where something else ranks them.
     """
     for column in names:
         value = row[column]
         name = str(spelled.get(column, column))
         if blank(value) or (is_reference(name) and (not answers or name in _ALWAYS_KEPT)):
+            continue
+        if in_order > 1 and judges_each(name, value, in_order):
+            yield column
             continue
         if is_metadata(name):
             if isinstance(value, str) and len(value) > LONGEST_NAME and "://" not in value[:12]:
@@ -158,7 +168,9 @@ def lost(
         if _states(name, value):
             if judges(name) or rules_out(name, value):
                 yield column
-        elif _says_something(value) or (isinstance(value, list | tuple) and (judges(name) or answers > 1)):
+        elif _says_something(value) or (
+            isinstance(value, list | tuple) and (judges(name) or (answers > 1 and not _OF_EACH.fullmatch(plain(name))))
+        ):
             yield column
 
 
@@ -169,15 +181,68 @@ _OUT = re.compile(
 _IN = re.compile(
     r"(is_|to_)?(valid|keep|kept|included?|usable|((response|answer|output|completion|text)_)?(completed?|finished))"
 )
-_TURNED = re.compile(r"(is_|was_)?(tied?|ties|swap(ped)?|flip(ped)?|reversed?|invert(ed)?)")
+_TURNED = re.compile(r"(is_|was_)?(tied?|ties|draws?|equal|swap(ped)?|flip(ped)?|reversed?|invert(ed)?)")
 
 
 def rules_out(name: str, value: Any) -> bool:
     """Whether a switch says that a row is not to be used, that its response was cut, or that its order is another."""
     if not is_flag(value):
         return False
-    on = str(value).strip().lower() in ("true", "yes", "on", "1")
+    on = str(value).strip().lower() in ("true", "yes", "on", "1", "1.0")
     return bool(_IN.fullmatch(plain(name)) if not on else _OUT.fullmatch(plain(name)) or _TURNED.fullmatch(plain(name)))
+
+
+_OF_EACH = _pattern(
+    f"{METADATA['identity']} {METADATA['time']} seed ids length lengths *_length *_lengths *_len *_chars *_words "
+    "tokens *_tokens token_count token_counts num_words word_count"
+)
+"""Names under which a list of numbers describes responses and cannot rank them."""
+_VALUED = words(
+    "good bad better worse best worst chosen rejected accepted preferred selected winner loser win lose won lost right "
+    "wrong correct incorrect pass passed fail failed success failure true false yes no high low medium strong weak "
+    "poor fair excellent great positive negative liked disliked safe unsafe helpful unhelpful up down first second"
+)
+"""Words that judge where each response has one."""
+
+
+def judges_each(name: str, value: Any, count: int) -> bool:
+    """Whether a value has a judgement of each of so many responses: a list of numbers or of words, also inside it."""
+    value = _as_list(value)
+    if isinstance(value, Mapping):
+        return any(judges_each(str(key), inside, count) for key, inside in value.items())
+    if not isinstance(value, list | tuple) or len(value) != count:
+        return False
+    if all(isinstance(one, Mapping) for one in value):
+        return _holds_judgement(list(value))
+    if _are_numbers(value):
+        return not _OF_EACH.fullmatch(plain(name))
+    found = {word for one in value if isinstance(one, str) for word in re.split(r"[^a-z]+", one.lower())}
+    return all(isinstance(one, str) for one in value) and len(set(value)) > 1 and not found.isdisjoint(_VALUED)
+
+
+def number_lists(name: str, value: Any) -> Iterator[str]:
+    """The paths of lists of numbers in a column."""
+    value = _as_list(value)
+    if isinstance(value, Mapping):
+        for key, inside in value.items():
+            yield from number_lists(f"{name}.{key}", inside)
+    elif isinstance(value, list | tuple) and _are_numbers(value):
+        yield name
+
+
+_NUMBER = re.compile(r"\s*[-+]?\d+([.,]\d+)?\s*")
+
+
+def _as_list(value: Any) -> Any:
+    """A value as it is, or the list that a cell of a table holds as JSON."""
+    try:
+        return parsed(value, "") if isinstance(value, str) and value[:1] == "[" else value
+    except Reject:
+        return value
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(one, int | float) or (isinstance(one, str) and _NUMBER.fullmatch(one)) for one in values)
 
 
 def _states(name: str, value: Any) -> bool:

@@ -6,8 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.formats.instructions import instruction
-from data.formats.ranking import conversations, duel, has, ranking, scored, texts_of, turn_about, unranked, winner
-from data.formats.rows import TIED, Format, Reject, Row
+from data.formats.ranking import (
+    conversations,
+    duel,
+    has,
+    is_number,
+    ranking,
+    scored,
+    texts_of,
+    turn_about,
+    unranked,
+    winner,
+)
+from data.formats.rows import TIED, Format, Reject, Row, numbered
 from data.formats.turns import BEFORE, answer, asked, turns
 from data.formats.values import first_of, liked, listed, number, string, whole
 from data.records import Message, ranks_from_scores
@@ -76,7 +87,8 @@ def _farm(row: Mapping[str, Any]) -> list[Row]:
     messages = asked(row, None, instruction(row["instruction"], row.get("input", "")))
     if "preference" not in row:
         return [_differ(unranked(messages, answers))]
-    return [_differ(duel(messages, answers, winner(row["preference"], "preference", 1)))]
+    notes = (numbered("preference"),) if is_number(row["preference"]) else ()
+    return [_differ(duel(messages, answers, winner(row["preference"], "preference", 1), notes=notes))]
 
 
 def _shp(row: Mapping[str, Any]) -> list[Row]:

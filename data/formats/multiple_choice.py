@@ -7,7 +7,7 @@ import string as alphabet
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.formats.rows import Format, Reject, Row
+from data.formats.rows import Doubtful, Format, Reject, Row
 from data.formats.turns import SYSTEM, asked, turns
 from data.formats.values import blank, first_of, string
 
@@ -114,10 +114,11 @@ def _numbered(value: Any, word: str, name: str, texts: Sequence[str], by_text: i
         other = "the text of a choice or its number" if by_text is not None else "counted from 0 or from 1"
         raise Reject(f"{name} is {word}, which may be {other}; write the choice itself, or its letter")
     if not inside:
-        raise Reject(
+        why = (
             f"{name} is {word}, and its {len(texts)} choices are counted from 0; if the file counts from 1, write the "
             "choices' letters or texts"
         )
+        raise Doubtful(why, COUNTED) if int(word) == len(texts) else Reject(why)
     return int(word), True
 
 

@@ -9,11 +9,12 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from data.formats.columns import plain, rules_out
+from data.formats.columns import judges_each, named_by, number_lists, plain, rules_out
 from data.formats.near import near_fits, near_inside
+from data.formats.one_response import LABELS
 from data.formats.public_sets import set_of
-from data.formats.reading import read, under_our_names
-from data.formats.rows import CLOSED, Near, NoFormat, Reject, Row, Unread, quoted
+from data.formats.reading import in_order, read, under_our_names
+from data.formats.rows import CLOSED, Doubtful, Near, NoFormat, Reject, Row, Unlabelled, Unread, quoted
 from data.formats.transcripts import unclosed
 from data.formats.values import blank, encodable, string
 from data.readers.rows import CELLS
@@ -74,6 +75,7 @@ def parse(
     Raises:
         NoFormat: no format fits.
         Unread: a column would be lost.
+        Unlabelled: its one response has a column for a label, and nothing stands there.
         Reject: the row is wrong.
         UserError: there is no such format.
     """
@@ -89,6 +91,8 @@ def parse(
         name, rows, lost, given = _understood(given, row, format, known)
     except NoFormat:
         raise
+    except Doubtful as error:
+        raise Doubtful(f"{error}{_inside(given, known)}", error.note) from None
     except Reject as error:
         raise Reject(f"{error}{_inside(given, known)}") from None
     if lost:
@@ -102,9 +106,41 @@ def parse(
     category = _category(given, name)
     others = {k: v for k, v in (under_our_names(row, columns) if ignore or public else given).items() if k not in ASKED}
     whole = map(_unclosed, rows)
-    return name, [
-        r.placed(group or group_of(r.messages, r.answers or (r.text,)), source, category, others) for r in whole
-    ]
+    placed = [r.placed(group or group_of(r.messages, r.answers or (r.text,)), source, category, others) for r in whole]
+    if column := _blank_label(row, given, placed, columns, (*ignore, *known), format):
+        raise Unlabelled(
+            f"its {column} is blank, and other rows have one: liked or not liked, nobody knows; to read all without, "
+            f"write `ignore: [{quoted(column)}]`",
+            name,
+            placed,
+        )
+    return name, placed
+
+
+def _blank_label(
+    row: Mapping[str, Any],
+    given: Mapping[str, Any],
+    rows: list[Row],
+    columns: Mapping[str, str],
+    known: Collection[str],
+    form: str | None,
+) -> str:
+    """The blank column that would say whether a row's one response is liked; empty where there is none."""
+    if len(rows) != 1 or len(rows[0].answers) != 1 or rows[0].judged:
+        return ""
+    blanks = [str(k) for k, v in row.items() if v is None or v == ""]
+    ours = {their: our for our, their in columns.items()} if blanks else {}
+    for column in blanks:
+        our = ours.get(column, column)
+        if plain(our) not in LABELS or named_by(column, known):
+            continue
+        try:
+            _, with_label, lost, _ = _understood({**given, our: True}, row, form, known)
+        except Reject:
+            continue
+        if not lost and with_label[0].judged == "label":
+            return column
+    return ""
 
 
 def _unclosed(row: Row) -> Row:
@@ -134,6 +170,7 @@ def _understood(
     """
     failed: NoFormat | None = None
     first: Understood | None = None
+    doubtful: Doubtful | None = None
     try:
         name, rows, lost = read(given, form, known)
         first = (name, rows, lost, given)
@@ -148,12 +185,15 @@ def _understood(
         small = {our: given[their] for our, their in theirs.items()}
         try:
             name, rows, lost = read(small, form, [*known, *map(spell, known)], theirs)
-        except Reject:
+        except Reject as error:
+            doubtful = error if isinstance(error, Doubtful) else doubtful
             continue
         if not lost:
             return name, rows, (), small
         if first is None or len(lost) < len(first[2]):
             first = (name, rows, tuple(str(theirs.get(column, column)) for column in lost), given)
+    if first is None and doubtful is not None:
+        raise doubtful
     if first is None:
         raise _no_format(str(failed), given, row, known) from None
     return first
@@ -235,6 +275,17 @@ def _unread(given: Mapping[str, Any], name: str, lost: tuple[str, ...], known: C
     if switches := [column for column in lost if rules_out(column, given[column])]:
         kept = (f"{c if c.isidentifier() else f'row[{c!r}]'} != {given[c]!r}" for c in switches)
         message += f", and to leave such rows out `where: {' and '.join(kept)}`"
+    count = in_order(given, name)
+    if count > 1 and (judging := [column for column in lost if judges_each(column, given[column], count)]):
+        path = next((path for column in judging for path in number_lists(column, given[column])), None)
+        message += ", by which responses are ranked as they stand, best first; if it judges them, "
+        message += (
+            "give `scores` with a number of each in its place"
+            if path is None
+            else (
+                f"write `columns: {{scores: {quoted(path)}}}` where the highest is best, or `ranks` where the lowest is"
+            )
+        )
     others = [near for near in near_fits(given, known) if set(near.columns.values()) & set(lost)]
     message += f", or name what it is: {'; '.join(map(said, others))}" if others else ""
     return Unread(message, tuple(map(str, lost)), name, paste, given)

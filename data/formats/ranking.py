@@ -5,9 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
-from data.formats.rows import BOTH_BAD, DUPLICATE, NO_ANSWER, NO_PROMPT, SAME, TIED, UNRANKED, Reject, Row
+from data.formats.columns import plain
+from data.formats.rows import (
+    BOTH_BAD,
+    DUPLICATE,
+    NO_ANSWER,
+    NO_PROMPT,
+    SAME,
+    TIED,
+    UNRANKED,
+    Doubtful,
+    Reject,
+    Row,
+    numbered,
+    quoted,
+)
 from data.formats.turns import answer, check, conversation, message
 from data.formats.values import blank, number, parsed, string, words
 from data.records import Message, ranks_from_scores
@@ -29,6 +44,12 @@ PAIR_SCORES = (
 )
 _SCORED = frozenset(("margin", *(name for names in PAIR_SCORES for name in names)))
 _TIES = words("tie tied draw equal same both bothbad neither")
+_NEITHER = words("neither none")
+_COMPARING = words(
+    "better best preferred prefer preference preferable stronger superior worse worst weaker inferior bad wins won "
+    "winner loses lost loser"
+)
+"""Words by which "neither" compares the two and does not say that both are bad."""
 _TURNING = words(
     "not no never worse worst weaker inferior bad poor lose loses loser lost losing reject rejects rejected disagree "
     "dislike disliked less lower isn doesn wasn cannot against wrong incorrect"
@@ -81,15 +102,53 @@ def side(value: Any, name: str, messages: tuple[Message, ...]) -> Side:
     whole = conversation([message(turn, name) for turn in value], name)
     if not whole.answers:
         raise Reject(f"{name} does not end with the assistant's turn")
-    bare = tuple(replace(m, tools="") for m in messages)
-    own = [m for m in bare if m.role != "system"]
-    if whole.messages[: len(bare)] == bare:
-        before = (*messages, *whole.messages[len(bare) :])
-    elif own and whole.messages[: len(own)] == tuple(own):  # the system message stands in a column of its own
-        before = (*messages, *whole.messages[len(own) :])
-    else:
-        before = messages + whole.messages
-    return before, whole.answers[0], whole.notes
+    return _before(messages, whole.messages, name), whole.answers[0], whole.notes
+
+
+def _before(asked: tuple[Message, ...], said: tuple[Message, ...], name: str) -> tuple[Message, ...]:
+    """All turns before a response: those that are asked beside its conversation, and the conversation's own.
+
+    Args:
+        asked: a system message, earlier turns and a prompt that stand in columns of their own.
+        said: the conversation, which repeats what is asked, goes on behind it, or begins with its answer.
+        name: of the conversation's column, for messages.
+
+    Raises:
+        Reject: the conversation has another system message, or asks something else.
+    """
+    if not asked or asked == said:
+        return said
+    bare = tuple(replace(m, tools="") for m in asked)
+    systems = [m for m in (*bare[:1], *said[:1]) if m.role == "system"]
+    if len({_squashed(m) for m in systems}) > 1:
+        raise Reject(f"{name} begins with another system message than stands beside it; leave one of the two out")
+    own, turns = (part[1:] if part[:1] and part[0].role == "system" else part for part in (bare, said))
+    if own and turns[: len(own)] != own and not _repeats(turns, own):
+        if turns and list(map(_squashed, own[-len(turns) :])) == list(map(_squashed, turns)):
+            turns = own  # the conversation has the end of what is asked
+        elif own[-1].role != "assistant" and turns and turns[0].role == "user":
+            raise Reject(
+                f"what is asked beside {name} is neither its first nor its last question; leave one of the two out"
+            )
+        else:
+            turns = own + turns
+    whole = (*systems[:1], *turns)
+    return (replace(whole[0], tools=asked[0].tools), *whole[1:]) if asked[0].tools else whole
+
+
+def _repeats(turns: Sequence[Message], own: Sequence[Message]) -> bool:
+    """Whether turns hold others, white space aside, in a row that has their first or their last question."""
+    questions = [at for at, turn in enumerate(turns) if turn.role == "user"]
+    if not questions:
+        return False
+    there, wanted = [_squashed(turn) for turn in turns], [_squashed(turn) for turn in own]
+    starts = [at for at in range(len(turns) - len(own) + 1) if there[at : at + len(own)] == wanted]
+    return any(start <= at < start + len(own) for start in starts for at in (questions[0], questions[-1]))
+
+
+def _squashed(turn: Message) -> tuple[str, str, str]:
+    """What two turns share that are equal but for white space."""
+    return turn.role, " ".join(turn.content.split()), turn.tool_calls
 
 
 def pair(
@@ -111,6 +170,7 @@ def pair(
     notes += (SAME,) * (chosen.split() == rejected.split()) + (NO_ANSWER,) * (not chosen.strip())
     if "prompt" in row and not messages:
         notes += (NO_PROMPT,)
+    check_signed(row, names)
     scores, spelled = _pair_scores(row)
     if scores and scores[0] < scores[1]:
         raise Reject(f"{spelled} says {scores[0]:g} of {names[0]} and {scores[1]:g} of {names[1]}, against the choice")
@@ -123,6 +183,34 @@ def pair(
         finished=finished,
         notes=notes + ((TIED,) if tied else ()),
     )
+
+
+_SIGNED = re.compile(r"delta|diff|difference|gap")
+
+
+@lru_cache(maxsize=4096)
+def _is_signed(name: str) -> bool:
+    return bool(_SIGNED.fullmatch(plain(name)))
+
+
+def check_signed(row: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse a pair beside a number below 0 that may be by how much the chosen one is better.
+
+    Raises:
+        Reject: there is one.
+    """
+    for name in row:
+        if not _is_signed(str(name)) or isinstance(row[name], bool | list | dict):
+            continue
+        try:
+            found = number(row[name], name)
+        except Reject:
+            continue
+        if found < 0:
+            raise Reject(
+                f"{name} is {found:g}, which may say that {names[1]} is better; if it says something else, write "
+                f"`ignore: [{quoted(name)}]`"
+            )
 
 
 def _pair_scores(row: Mapping[str, Any]) -> tuple[tuple[float, float] | None, str]:
@@ -146,13 +234,20 @@ def _pair_scores(row: Mapping[str, Any]) -> tuple[tuple[float, float] | None, st
     return scores, " and ".join(names)
 
 
-def duel(messages: tuple[Message, ...], answers: Sequence[str], won: int | None, verdict: Any = "") -> Row:
+def duel(
+    messages: tuple[Message, ...],
+    answers: Sequence[str],
+    won: int | None,
+    verdict: Any = "",
+    notes: tuple[str, ...] = (),
+) -> Row:
     """Two responses of which the first (0), the second (1) or neither (None) won; ``verdict`` says so in words."""
     if won is None:
-        said = re.split(r"[^a-z]+", str(verdict).lower())
+        said = set(re.split(r"[^a-z]+", str(verdict).lower()))
         both_bad = "bothbad" in said or ("bad" in said and not _TIES.isdisjoint(said))
-        return replace(ranking(messages, answers, (0, 0)), notes=(BOTH_BAD if both_bad else TIED,))
-    return ranking(messages, answers, (won, 1 - won))
+        both_bad = both_bad or ("bad" not in said and bool(said & _NEITHER) and said.isdisjoint(_COMPARING))
+        return replace(ranking(messages, answers, (0, 0)), notes=(BOTH_BAD if both_bad else TIED, *notes))
+    return ranking(messages, answers, (won, 1 - won), notes=notes)
 
 
 def conversations(first: Any, second: Any, names: Sequence[str], row: Mapping[str, Any]) -> list[Side]:
@@ -179,7 +274,7 @@ def winner(value: Any, name: str, low: int | None = None) -> int | None:
     parts = [w for w in re.split(r"[^a-z0-9]+", word) if w]
     if low is not None and re.fullmatch(r"-?[0-9]+", word):
         if int(word) not in (low, low + 1):
-            raise Reject(f"{name} is {word}; {low} stands for the first and {low + 1} for the second")
+            raise Doubtful(f"{name} is {word}; {low} stands for the first and {low + 1} for the second", numbered(name))
         return int(word) - low
     if parts and (set(parts) & _TIES):
         return None
@@ -188,6 +283,11 @@ def winner(value: Any, name: str, low: int | None = None) -> int | None:
         check_plain(parts, name, word)
         return 0 if sides == {"a"} else 1
     raise Reject(f"{name} is {word[:60]!r}, which names neither side nor a tie")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a verdict is a number, and no word."""
+    return re.fullmatch(r"\s*-?[0-9]+(\.[0-9]+)?\s*", str(value)) is not None
 
 
 def check_plain(parts: Collection[str], name: str, word: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from dataclasses import replace
+from itertools import combinations, pairwise
 from typing import Any
 
 from data.annotators import judged
@@ -19,6 +20,7 @@ from data.records import Message, ranks_from_scores
 RANKS = ("ranks", "rank")
 SCORES = ("scores", "rewards", "ratings", "score", "reward", "rating")
 _TEXTS = ("text", "answer", "response", "completion", "output", "content", "generation", "summary", "body")
+UNLIKE = "rankings of which a second score orders some responses otherwise: the first decides"
 _ITEM_SCORES = (
     *("score", "overall_score", "fine-grained_score", "rating", "reward", "pm_score", "upvotes", "votes", "quality"),
 )
@@ -48,7 +50,12 @@ def _ranked(row: Mapping[str, Any]) -> list[Row]:
     ended = _ended(row.get("finished"), len(listed(row["responses"], "responses")))
     if left_out and ended:
         raise Reject("finished cannot be matched to responses of which some have no rank")
-    scores = [number(s, by_score or "scores") for s in lists["scores"]] if "scores" in lists else None
+    # a column that the recipe calls scores may say of each whether it is right
+    scores = (
+        [float(s) if isinstance(s, bool) else number(s, by_score or "scores") for s in lists["scores"]]
+        if "scores" in lists
+        else None
+    )
     ranks: Sequence[int] = range(len(answers))
     if "ranks" in lists:
         ranks = _whole_ranks([number(r, by_rank or "ranks") for r in lists["ranks"]])
@@ -104,6 +111,7 @@ def _own_marks(row: Mapping[str, Any], name: str) -> list[Row]:
     texts: list[str] = []
     marks: list[float] = []
     kinds: set[str] = set()
+    marked: list[Mapping[str, Any]] = []
     for one in listed(row[name], name):
         text = first_of(one, _TEXTS) if isinstance(one, Mapping) else None
         if text is None:
@@ -112,6 +120,7 @@ def _own_marks(row: Mapping[str, Any], name: str) -> list[Row]:
         if mark is None:
             continue
         kinds.add("rank" if mark == "rank" else "score")
+        marked.append(one)
         texts.append(string(one[text], f"a response's {text}"))
         marks.append(number(one[mark], mark))
     if not texts:
@@ -120,7 +129,40 @@ def _own_marks(row: Mapping[str, Any], name: str) -> list[Row]:
         raise Reject(f"some of {name} have ranks, others scores")
     if kinds == {"rank"}:
         return [ranking(_messages(row)[0], texts, _whole_ranks(marks))]
-    return [scored(_messages(row)[0], texts, marks)]
+    notes = _agreeing(marked, name)
+    made = scored(_messages(row)[0], texts, marks)
+    return [replace(made, notes=(*made.notes, *notes)) if notes else made]
+
+
+def _agreeing(items: Sequence[Mapping[str, Any]], name: str) -> tuple[str, ...]:
+    """A note where two scores that all responses have order some of them unlike.
+
+    Raises:
+        Reject: one score has the best response where the other has the worst.
+    """
+    found = {key: [one[key] for one in items] for key in (*_ITEM_SCORES, "rank") if all(_scores(o, key) for o in items)}
+    lists = {key: [number(v, key) * (-1 if key == "rank" else 1) for v in own] for key, own in found.items()}
+    unlike = False
+    for (one, first), (other, second) in combinations(lists.items(), 2):
+        if len(set(first)) == 1 or len(set(second)) == 1:
+            continue
+        for a, b in ((first, second), (second, first)):
+            if any(x == max(a) and y == min(b) for x, y in zip(a, b, strict=True)):
+                raise Reject(
+                    f"{one} and {other} in {name} contradict each other: one has the best response where the other has "
+                    "the worst; leave one of the two out"
+                )
+        pairs = combinations(zip(first, second, strict=True), 2)
+        unlike = unlike or any((a > x and b < y) or (a < x and b > y) for (a, b), (x, y) in pairs)
+    return (UNLIKE,) if unlike else ()
+
+
+def _scores(item: Mapping[str, Any], key: str) -> bool:
+    """Whether a response has a number of this name."""
+    try:
+        return item.get(key) is not None and number(item[key], key) is not None
+    except Reject:
+        return False
 
 
 def _answers(row: Mapping[str, Any]) -> list[Row]:
@@ -212,6 +254,7 @@ RANKINGS: dict[str, Format] = {
         optional=("prompt", *_BOTH, *BEFORE, "finished"),
         read=_ranked,
         fits=lambda row: not _of_objects(row),
+        in_order=True,
         example={"prompt": "Name a river.", "responses": ["Rain.", "The Ebro."], "rewards": [0.1, 0.9]},
         note="with ranks or rank (lowest is best) or scores, rewards or ratings (highest is best) in their order",
     ),
@@ -221,6 +264,7 @@ RANKINGS: dict[str, Format] = {
         optional=("input", *_BOTH, *BEFORE, "finished"),
         read=_ranked,
         fits=lambda row: not _of_objects(row),
+        in_order=True,
         example={"instruction": "Name a river.", "responses": ["The Ebro.", "Rain."], "rank": [1, 2]},
         note="or instruction (with input) or query",
     ),

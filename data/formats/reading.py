@@ -10,9 +10,11 @@ from typing import Any
 from data.common.errors import UserError, nearest
 from data.formats.columns import check_pictures, is_metadata, judges, lost, may_be_missing, named_by
 from data.formats.nested import lifted
+from data.formats.rankings import RANKS, SCORES
 from data.formats.rows import Format, NoFormat, Reject, Row
 from data.formats.table import FORMATS
 from data.formats.turns import BEFORE
+from data.formats.values import listed
 
 Candidates = tuple[tuple[str, frozenset[str]], ...]
 
@@ -124,6 +126,13 @@ class _Watched(Mapping[str, Any]):
         return name in self.row
 
 
+def in_order(given: Mapping[str, Any], name: str) -> int:
+    """How many responses a row has that its format ranks by their place alone; 0 where something else ranks them."""
+    if not FORMATS[name].in_order or not given.keys().isdisjoint((*RANKS, *SCORES)):
+        return 0
+    return len(listed(given["responses"], "responses"))
+
+
 def read(
     given: Mapping[str, Any],
     forced: str | None = None,
@@ -152,4 +161,4 @@ def read(
         return name, rows, ()
     answers = max((len(row.answers) or bool(row.text) for row in rows), default=0)
     left = tuple(column for column in given if column in unread and not named_by(str(column), known))
-    return name, rows, tuple(lost(given, left, answers, spelled)) if left else ()
+    return name, rows, tuple(lost(given, left, answers, spelled, in_order(given, name))) if left else ()

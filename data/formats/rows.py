@@ -19,11 +19,36 @@ NO_ANSWER = "pairs whose chosen response is empty"
 SAME = "pairs whose responses differ in white space alone"
 DELETED = "deleted messages left out"
 CLOSED = "marks that close a turn, such as </s> or <|im_end|>, taken off ends of turns: a template sets its own"
+REVIEWED = "messages that a review turned down left out"
 SECOND = "scores next to a label, which decides: kept for functions"
+
+
+def numbered(name: str) -> str:
+    """The note of a row whose verdict is a number, by which it names a side."""
+    return f"verdicts that are a number of {name}: read as the number of the better response"
 
 
 class Reject(Exception):
     """This row cannot be used; the message says why."""
+
+
+class Doubtful(Reject):
+    """A value that its row cannot mean, by which like values of other rows may mean something else than they say.
+
+    ``note`` is that of rows which were read by such a value: where a file has some, all of it is refused.
+    """
+
+    def __init__(self, message: str, note: str) -> None:
+        super().__init__(message)
+        self.note = note
+
+
+class Unlabelled(Reject):
+    """A row whose label is blank; ``format`` and ``rows`` are what it is where nobody labels anything."""
+
+    def __init__(self, message: str, format: str, rows: list[Row]) -> None:
+        super().__init__(message)
+        self.format, self.rows = format, rows
 
 
 class Unread(Reject):
@@ -129,7 +154,8 @@ class Format:
     those of them that judge and decide nothing: functions are given them. ``fits`` looks at values where keys do
     not decide; with ``fits`` alone a format reads every column of its rows. ``finds`` gives the columns that it
     reads of a row's in place of both lists, where they are known by a pattern. ``example`` is a row, shown in the
-    reference and read by a test; ``note`` says what becomes of it.
+    reference and read by a test; ``note`` says what becomes of it. ``in_order`` says that ``responses`` stand best
+    first, unless ranks or scores say another order.
     """
 
     columns: str
@@ -141,6 +167,7 @@ class Format:
     finds: Callable[[frozenset[str]], frozenset[str] | None] | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    in_order: bool = False
 
     def reads(self, names: frozenset[str]) -> frozenset[str] | None:
         """Those of the names that it reads, or None where a required one is missing."""

@@ -16,8 +16,20 @@ from typing import Any
 from data.formats.columns import plain
 from data.formats.instructions import instruction
 from data.formats.one_response import finished_of
-from data.formats.ranking import Side, check_plain, duel, pair, ranking, scored, side, texts_of, turn_about
-from data.formats.rows import Format, Reject, Row, quoted
+from data.formats.ranking import (
+    Side,
+    check_plain,
+    check_signed,
+    duel,
+    is_number,
+    pair,
+    ranking,
+    scored,
+    side,
+    texts_of,
+    turn_about,
+)
+from data.formats.rows import Doubtful, Format, Reject, Row, numbered, quoted
 from data.formats.turns import BEFORE, answer, asked, turns
 from data.formats.values import kind, number, string, words
 from data.records import Message, ranks_from_scores
@@ -228,6 +240,7 @@ def _opposites(row: Mapping[str, Any]) -> list[Row]:
     assert found is not None
     messages = _asked(row, found.question)
     both = [side(row[name], name, messages) for name in found.both]
+    check_signed(row, found.both)
     scores = {"score_chosen": row[found.grades[0]], "score_rejected": row[found.grades[1]]} if found.grades else {}
     return [pair(both, scores, found.both, finished_of(row))]
 
@@ -240,14 +253,16 @@ def _sides(row: Mapping[str, Any]) -> list[Row]:
         raise Reject(f"{found.both[0]} and {found.both[1]} differ before their last turn")
     if first == second:
         raise Reject("its two responses are the same")
+    verdict = row[found.verdict] if found.verdict else ""
     if found.grades is None:
-        return [duel(before, (first, second), _won(row, found, (first, second)), row[found.verdict])]
+        notes = (numbered(found.verdict),) if is_number(verdict) and verdict not in (first, second) else ()
+        return [duel(before, (first, second), _won(row, found, (first, second)), verdict, notes)]
     scores = tuple(number(row[name], name) for name in found.grades)
     ranks = ranks_from_scores(scores)
     won = None if ranks[0] == ranks[1] else int(ranks[1] < ranks[0])
     if found.verdict and _won(row, found, (first, second)) != won:
         raise Reject(f"{found.verdict} contradicts {found.grades[0]} and {found.grades[1]}")
-    made = duel(before, (first, second), won, row[found.verdict] if found.verdict else "")
+    made = duel(before, (first, second), won, verdict)
     order = scores if won != 1 else scores[::-1]
     return [Row(messages=made.messages, answers=made.answers, ranks=made.ranks, scores=order, notes=made.notes)]
 
@@ -284,7 +299,10 @@ def _won(row: Mapping[str, Any], found: Found, texts: tuple[str, str]) -> int | 
     if re.fullmatch(r"-?\d+(\.\d+)?", word):
         if word in found.tokens and (found.tokens == ("0", "1") or plain(name) not in INDICES):
             return found.tokens.index(word)
-        raise Reject(f"{name} is {word}, which may count from 0 or from 1, or be a score. {_by_where(found, value)}")
+        raise Doubtful(
+            f"{name} is {word}, which may count from 0 or from 1, or be a score. {_by_where(found, value)}",
+            numbered(name),
+        )
     makers = [string(row[maker], maker) for maker in found.makers or ()]
     if makers.count(value) == 1:
         return makers.index(value)

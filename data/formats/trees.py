@@ -6,10 +6,11 @@ The responses to one message are a ranking by their ``rank``; each is read on as
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from data.formats.ranking import ranking, unranked
-from data.formats.rows import DELETED, Format, Reject, Row
+from data.formats.rows import DELETED, REVIEWED, Format, Reject, Row
 from data.formats.turns import ROLES
 from data.formats.values import number, string
 from data.records import Message
@@ -48,7 +49,15 @@ T = TypeVar("T")
 
 
 def _tree(row: Mapping[str, Any]) -> list[Row]:
+    _check_state(row)
     return _rows_of(row["prompt"])
+
+
+def _check_state(row: Mapping[str, Any]) -> None:
+    """Refuse a tree that its makers gave up."""
+    state = str(row.get("tree_state") or "")
+    if state.startswith(("aborted", "halted")):
+        raise Reject(f"its tree was given up: tree_state is {state[:40]}")
 
 
 def _node(row: Mapping[str, Any]) -> list[Row]:
@@ -56,11 +65,15 @@ def _node(row: Mapping[str, Any]) -> list[Row]:
         raise Reject(f"its message_id {str(row.get('message_id'))[:40]!r} came before")
     if row.get("parent_id"):
         raise Reject("its parent is not in the file, or they are parents of each other")
+    _check_state(row)
     return _rows_of(row)
 
 
 def _rows_of(root: Any) -> list[Row]:
+    if isinstance(root, Mapping) and root.get("review_result") is False:
+        raise Reject("a review turned its first message down: review_result is false")
     rows: list[Row] = []
+    unanswered: tuple[str, ...] = ()
     waiting: list[tuple[Any, tuple[Message, ...]]] = [(root, ())]
     while waiting:
         node, before = waiting.pop()
@@ -68,15 +81,20 @@ def _rows_of(root: Any) -> list[Row]:
         so_far = (*before, turn)
         if len(so_far) > DEEPEST:
             raise Reject(f"its tree is deeper than {DEEPEST} turns")
-        replies = [r for r in node.get("replies") or [] if not (isinstance(r, Mapping) and r.get("deleted"))]
+        there = [r for r in node.get("replies") or [] if not (isinstance(r, Mapping) and r.get("deleted"))]
+        replies = [r for r in there if not (isinstance(r, Mapping) and r.get("review_result") is False)]
         if turn.role == "user":
-            rows += _answers(so_far, replies, len(node.get("replies") or []) - len(replies))
+            notes = (DELETED,) * (len(node.get("replies") or []) - len(there))
+            notes += (REVIEWED,) * (len(there) - len(replies))
+            made = _answers(so_far, replies, notes)
+            rows += made
+            unanswered += () if made else notes
         waiting += [(reply, so_far) for reply in reversed(replies)]
     if not rows:
         rows = [Row(messages=(_turn(root),))] if _turn(root).role == "user" else []
     if not rows:
         raise Reject("its tree has no message of a user")
-    return rows
+    return [replace(rows[0], notes=(*rows[0].notes, *unanswered)), *rows[1:]] if unanswered else rows
 
 
 def _turn(node: Any) -> Message:
@@ -91,9 +109,8 @@ def _turn(node: Any) -> Message:
     return Message(role=role, content=text)
 
 
-def _answers(asked: tuple[Message, ...], replies: list[Any], deleted: int) -> list[Row]:
+def _answers(asked: tuple[Message, ...], replies: list[Any], notes: tuple[str, ...]) -> list[Row]:
     """The row that the responses to one message make: a ranking, one demonstration, or nothing."""
-    notes = (DELETED,) * deleted
     spoken = [(_turn(reply), reply.get("rank")) for reply in replies]
     given = [(turn.content, rank) for turn, rank in spoken if turn.role == "assistant"]
     if not given:

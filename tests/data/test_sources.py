@@ -349,3 +349,22 @@ def test_a_column_that_no_row_fills_leaves_the_others_unread(tmp_path):
 def test_an_empty_response_in_json_is_one(tmp_path):
     loaded = load(tmp_path, write(tmp_path / "a.jsonl", lines([SIDES[0], SIDES[1] | {"rejected": ""}])), "rankings")
     assert [r.answers[1] for r in loaded.records] == ["bad 0", ""]
+
+
+@pytest.mark.parametrize("written", [lines, lambda rows: "prompt,completion,label\n" + "".join(
+    f"{r['prompt']},{r['completion']},{'' if r['label'] is None else r['label']}\n" for r in rows)])  # fmt: skip
+def test_a_response_without_a_label_among_labelled_ones_is_no_demonstration(tmp_path, written):
+    labels = {"first": None, "good": True, "later": None, "bad": False}
+    rows = [{"prompt": f"Is it {word}?", "completion": word, "label": label} for word, label in labels.items()]
+    name = write(tmp_path / ("a.jsonl" if written is lines else "a.csv"), written(rows))
+    loaded = load(tmp_path, name)
+    assert [d.answer for d in loaded.records] == ["good"] and loaded.counts[0].rejected == 3
+    assert sum("its label is blank" in r.reason for r in loaded.rejected) == 2
+    assert [d.answer for d in load(tmp_path, name, ignore=("label",)).records] == list(labels)
+    unread = [one.place for one in parse_file(tmp_path / name, name) if "its label is blank" in one.reason]
+    assert len(unread) == 2
+    assert len(load(tmp_path, name, "prompts").records) == 4
+
+    nobody = write(tmp_path / "b.jsonl", lines([{**row, "label": None} for row in rows]))
+    assert [d.answer for d in load(tmp_path, nobody).records] == list(labels)
+    assert all(one.row is not None for one in parse_file(tmp_path / nobody, nobody))

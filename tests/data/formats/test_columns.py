@@ -42,6 +42,47 @@ def test_prompts_systems_histories_and_orders_arrive(row, prompt):
     assert turns_of(one.messages) == prompt and one.answers[0] == "The Ebro."
 
 
+def _turn(said: str) -> dict[str, str]:
+    roles = {"s": "system", "u": "user", "a": "assistant"}
+    return {"role": roles[said[0]], "content": said[2:]}
+
+
+def _pair_behind(turns: str, names: tuple[str, str]) -> dict[str, list[dict[str, str]]]:
+    before = [_turn(said) for said in turns.split("|")]
+    return {name: [*before, _turn(f"a:{name}")] for name in names}
+
+
+@pytest.mark.parametrize("names", [("chosen", "rejected"), ("accepted", "rejected"), ("response_a", "response_b")])
+@pytest.mark.parametrize(
+    ("beside", "turns", "whole"),
+    [
+        ({"prompt": "q"}, "s:s|u:q", "s:s|u:q"),
+        ({"prompt": "q"}, "u:p|a:b|u:q", "u:p|a:b|u:q"),
+        ({"prompt": "q"}, "u:q|a:b|u:r", "u:q|a:b|u:r"),
+        ({"prompt": " q  r\n"}, "u:q r", "u:q r"),
+        ({"instruction": "q", "input": "i"}, "s:s|u:q i", "s:s|u:q i"),
+        ({"prompt": [_turn("u:p"), _turn("a:b"), _turn("u:q")]}, "s:s|u:p|a:b|u:q", "s:s|u:p|a:b|u:q"),
+        ({"prompt": [_turn("u:p"), _turn("a:b"), _turn("u:q")]}, "u:q", "u:p|a:b|u:q"),
+        ({"prompt": "q", "system": "s"}, "s:s |u:q", "s:s|u:q"),
+        ({"prompt": "q", "system": "s"}, "u:q ", "s:s|u:q "),
+        ({"prompt": "q"}, "a:b|u:r", "u:q|a:b|u:r"),
+        ({"prompt": "q", "history": [["p", "b"]]}, "u:q", "u:p|a:b|u:q"),
+        ({"prompt": "q"}, "u:p", "chosen is neither its first nor its last question"),
+        ({"prompt": "q"}, "u:p|a:b|u:q|a:b|u:r", "chosen is neither its first nor its last question"),
+        ({"prompt": [_turn("u:p"), _turn("a:b"), _turn("u:q")]}, "u:p", "chosen is neither its first nor its last"),
+        ({"prompt": "q", "system": "s"}, "s:t|u:q", "chosen begins with another system message"),
+    ],
+)
+def test_a_prompt_that_a_conversation_holds_is_not_put_before_it_again(names, beside, turns, whole):
+    row = {**beside, **_pair_behind(turns, names), **({"winner": "a"} if "response_a" in names else {})}
+    if ":" not in whole:
+        with pytest.raises(Reject, match=whole.replace("chosen", names[0])):
+            parse(row)
+        return
+    [made] = parse(row)[1]
+    assert (turns_of(made.messages), made.answers) == (whole, names)
+
+
 @pytest.mark.parametrize("value", ["some text", ["a", "b"], {"role": "user", "content": "x"}, [{"deep": ["text"]}]])
 @pytest.mark.parametrize("name", ["hint", "persona", "passage", "prefix"])
 def test_unknown_columns_with_text_are_refused(name, value):
@@ -284,6 +325,12 @@ def test_a_row_written_as_json_inside_json_is_read():
         ("is_valid", False, True, "is_valid != False"),
         ("Keep", "no", "yes", "Keep != 'no'"),
         ("to exclude", True, False, "row['to exclude'] != True"),
+        ("is_tie", 1, 0, "is_tie != 1"),
+        ("flipped", 1.0, 0.0, "flipped != 1.0"),
+        ("deleted", "1.0", "0.0", "deleted != '1.0'"),
+        ("keep", 0, 1, "keep != 0"),
+        ("draw", True, False, "draw != True"),
+        ("is_equal", 1, 0, "is_equal != 1"),
     ],
 )
 def test_a_switch_that_rules_a_row_out_is_no_metadata(name, value, other, where):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data.common.errors import UserError
 from data.formats import Reject, parse
 from data.formats.multiple_choice import COUNTED
+from data.source_settings import DataConfig
+from data.sources import load_records
 
 TEXTS = ["Po", "Ebro", "Rhine", "Elbe"]
 LISTED = "A. Po\nB. Ebro\nC. Rhine\nD. Elbe"
@@ -69,3 +74,19 @@ def test_two_answers_must_agree() -> None:
     assert parse(row | {"answer": "Ebro"}, "rows.jsonl:1")[1][0].answers == ("Ebro",)
     with pytest.raises(Reject, match="its right choices contradict each other: answer_idx, answer"):
         parse(row | {"answer": "Po"}, "rows.jsonl:1")
+
+
+@pytest.mark.parametrize(("answers", "refused"), [((1, 4), True), ((0, 3), False), ((1, -1), False), (("A", 4), False)])
+def test_an_answer_that_counts_from_1_makes_its_file_doubtful(tmp_path: Path, answers: Any, refused: bool) -> None:
+    rows = [{"question": f"Which one? {at}", "choices": TEXTS, "answer": one} for at, one in enumerate(answers)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def load() -> Any:
+        return load_records(["a.jsonl"], "demonstrations", DataConfig(), seed=0, base_dir=tmp_path)
+
+    if refused:
+        with pytest.raises(UserError, match=r"a.jsonl:2: answer is 4, and its 4 choices are counted from 0"):
+            load()
+        return
+    places = {0: "Po", 1: "Ebro", 3: "Elbe", "A": "Po"}
+    assert [d.answer for d in load().records] == [places[one] for one in answers if one in places]

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from data.formats import Reject, parse
-from data.formats.rows import SECOND
+from data.formats import Reject, Unread, parse
+from data.formats.rankings import UNLIKE
+from data.formats.rows import SECOND, quoted
 
 ASKED = {"prompt": "Name a river."}
 ONE = ASKED | {"completion": "The Ebro."}
@@ -78,3 +79,84 @@ def test_votes_against_the_label_of_shp(label: int, scores: tuple[int, int], fit
         return
     with pytest.raises(Reject, match="labels contradicts score_A and score_B"):
         parse(row, "rows.jsonl:1")
+
+
+@pytest.mark.parametrize("names", [("chosen", "rejected"), ("accepted", "rejected")])
+@pytest.mark.parametrize("name", ["delta", "Diff", "gap"])
+def test_a_difference_below_zero_may_speak_against_the_choice(names: tuple[str, str], name: str) -> None:
+    row = ASKED | dict(zip(names, ("The Ebro.", "Rain."), strict=True))
+    for value in (-1, "-0.5"):
+        with pytest.raises(Reject, match=rf"{name} is -.*`ignore: \[{name}\]`"):
+            parse(row | {name: value}, "rows.jsonl:1")
+        assert parse(row | {name: value}, "rows.jsonl:1", ignore=(name,))[1]
+    assert parse(row | {name: 2}, "rows.jsonl:1")[1][0].answers[0] == "The Ebro."
+    beside = ASKED | {"response_a": "The Ebro.", "response_b": "Rain.", "winner": "b", name: -1}
+    assert parse(beside, "rows.jsonl:1")[1][0].answers[0] == "Rain."
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "scores"),
+    [
+        ("n_votes", [1, 40, 2], "n_votes"),
+        ("num_correct", [1, 40, 2], "num_correct"),
+        ("vote_count", "[1, 40, 2]", "vote_count"),
+        ("judge", [1, 40, 2], "judge"),
+        ("is_correct", [False, True, False], "is_correct"),
+        ("info", {"scores": [1, 9, 3]}, "info.scores"),
+        ("tags", ["bad", "good", "bad"], ""),
+        ("level", ["low", "high", "low"], ""),
+        ("source", ["rejected", "chosen", "rejected"], ""),
+        ("metadata", [{"score": 1}, {"score": 9}, {"score": 2}], ""),
+    ],
+)
+def test_a_list_that_judges_responses_is_no_metadata(name: str, value: Any, scores: str) -> None:
+    row = ASKED | {"responses": ["Rain.", "The Ebro.", "Snow."], name: value}
+    with pytest.raises(Unread, match=f"reads no column '{name}'.*ranked as they stand, best first") as caught:
+        parse(row, "rows.jsonl:1")
+    assert parse(row, "rows.jsonl:1", ignore=(name,))[1][0].answers[0] == "Rain."
+    assert parse(row | {"scores": [1, 9, 2]}, "rows.jsonl:1", ignore=("is_correct",))[1][0].answers[0] == "The Ebro."
+    if scores:
+        assert f"columns: {{scores: {quoted(scores)}}}" in str(caught.value)
+        assert parse(row, "rows.jsonl:1", columns={"scores": scores})[1][0].answers[0] == "The Ebro."
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", ["a", "b", "c"]),
+        ("response_ids", [7, 8, 9]),
+        ("n_tokens", [3, 4, 5]),
+        ("tags", ["rivers", "Spain", "water"]),
+        ("judge", ["m", "m", "m"]),
+        ("n_votes", [1, 40]),
+        ("metadata", {"score": 4}),
+    ],
+)
+def test_lists_that_describe_responses_stand_beside(name: str, value: Any) -> None:
+    row = ASKED | {"responses": ["Rain.", "The Ebro.", "Snow."], name: value}
+    assert parse(row, "rows.jsonl:1")[1][0].answers[0] == "Rain."
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([(10.0, 1.0), (5.0, 5.0)], "contradict each other"),
+        ([(8, 4), (6, 3), (5, 4.5)], "contradict each other"),
+        ([(8, 4), (6, 3), (7, 5)], "said"),
+        ([(8, 4), (6, 3), (7, 3.5)], ""),
+        ([(8, 4), (8, 5)], ""),
+        ([(8, None), (6, 3)], ""),
+    ],
+)
+def test_two_scores_of_each_response(scores: list[tuple[float, float | None]], best: str) -> None:
+    completions = [
+        {"response": f"r{at}", "overall_score": one, "fine-grained_score": other}
+        for at, (one, other) in enumerate(scores)
+    ]
+    row = {"instruction": "Name a river.", "completions": completions}
+    if best.startswith("contradict"):
+        with pytest.raises(Reject, match="overall_score and fine-grained_score in completions contradict each other"):
+            parse(row, "rows.jsonl:1")
+        return
+    [made] = parse(row, "rows.jsonl:1")[1]
+    assert made.answers[0] == "r0" and (UNLIKE in made.notes) == bool(best)

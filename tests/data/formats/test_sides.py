@@ -8,10 +8,11 @@ import re
 import pytest
 import yaml
 
+from data.common.errors import UserError
 from data.formats import NoFormat, Reject, Unread, parse
 from data.formats.sides import OPPOSITES, SIDES
-from data.source_settings import DataConfig
-from data.sources import load_records
+from data.source_settings import DataConfig, Source
+from data.sources import load_records, parse_file
 from tests.support.raw_rows import turns_of
 
 Q, A, B = "Name a river.", "The Ebro.", "Rain."
@@ -149,3 +150,43 @@ def test_what_people_wrote_beside_two_sides_is_not_lost(column, value):
     row = {"question": "q?", "response_a": "x", "response_b": "y", "verdict": "A", column: value}
     with pytest.raises(Reject, match=f"reads no column '{column}'"):
         parse(row)
+
+
+@pytest.mark.parametrize(
+    ("values", "refused"),
+    [
+        ((1, 2, -2), "preference > 0"),
+        ((0, 1, 2), "preference == 0"),
+        (("2", "3"), "preference == '3'"),
+        ((1, 2, 1), ""),
+        (("response_1", "response_2", 0), ""),
+    ],
+)
+def test_numbers_of_a_verdict_are_judged_over_the_whole_file(tmp_path, values, refused):
+    rows = [{"prompt": f"{Q} {at}", "response_1": A, "response_2": B, "preference": v} for at, v in enumerate(values)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def load(**settings):
+        source = Source(path="a.jsonl", **settings)
+        return load_records([source], "rankings", DataConfig(), seed=0, base_dir=tmp_path)
+
+    if not refused:
+        words = {1: A, 2: B, "response_1": A, "response_2": B}
+        assert [r.answers[0] for r in load().records] == [words[v] for v in values if v in words]
+        return
+    with pytest.raises(UserError, match="which may count from 0 or from 1, or be a score") as caught:
+        load()
+    assert refused in str(caught.value)
+    with pytest.raises(UserError, match="which may count from 0 or from 1"):
+        list(parse_file(tmp_path / "a.jsonl", "a.jsonl"))
+    prompts = load_records(["a.jsonl"], "prompts", DataConfig(), seed=0, base_dir=tmp_path).records
+    assert len(prompts) == len({1, 2, "2"}.intersection(values))
+    if 1 in values:  # rows without the value that is none of the two
+        assert len(load(where="preference == 1 or preference == 2").records) == 2
+
+
+def test_numbers_of_alpaca_farm_are_judged_over_the_whole_file(tmp_path):
+    rows = [{"instruction": f"{Q} {v}", "input": "", "output_1": A, "output_2": B, "preference": v} for v in (1, 2, 0)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="preference is 0; 1 stands for the first"):
+        load_records(["a.jsonl"], "rankings", DataConfig(), seed=0, base_dir=tmp_path)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from data.formats import FORMATS, Reject, Unread, parse
+from data.formats.rows import REVIEWED
 from data.judgements import gathered
 from data.parsed_rows import Parsed
 from tests.support.raw_rows import records, turns_of, understood
@@ -266,3 +267,28 @@ def test_turns_with_what_a_server_wrote_beside_them_are_read():
     turns = [{"role": "user", "content": "q"} | more, {"role": "assistant", "content": "a"} | more]
     _, [row] = parse({"conversation": turns, "toxic": False, "redacted": False})
     assert (turns_of(row.messages), row.answers) == ("u:q", ("a",))
+
+
+def _tree(*replies: dict[str, Any], **more: Any) -> dict[str, Any]:
+    said = [{"text": f"a{at}", "role": "assistant", "rank": at, **one} for at, one in enumerate(replies)]
+    return {"message_tree_id": "1", "prompt": {"text": "q", "role": "prompter", "replies": said}, **more}
+
+
+def test_messages_that_a_review_turned_down_are_left_out():
+    turned_down = {"review_result": False, "replies": [{"text": "more?", "role": "prompter", "replies": []}]}
+    [made] = parse(_tree({}, turned_down, {"review_result": None}, {"review_result": True}))[1]
+    assert (made.answers, made.notes) == (("a0", "a2", "a3"), (REVIEWED,))
+    [alone] = parse(_tree(turned_down))[1]
+    assert (turns_of(alone.messages), alone.answers, alone.notes) == ("u:q", (), (REVIEWED,))
+
+
+@pytest.mark.parametrize("state", ["aborted_low_grade", "halted_by_moderator"])
+def test_a_tree_that_was_given_up_is_rejected(state):
+    with pytest.raises(Reject, match=f"tree_state is {state}"):
+        parse(_tree({}, {}, tree_state=state))
+    first = {"message_id": "1", "text": "q", "role": "prompter", "replies": [], "tree_state": state}
+    with pytest.raises(Reject, match=f"tree_state is {state}"):
+        parse(first)
+    with pytest.raises(Reject, match="review_result is false"):
+        parse({**first, "tree_state": "ready_for_export", "review_result": False})
+    assert parse(_tree({}, {}, tree_state="ready_for_export"))[1][0].answers == ("a0", "a1")

@@ -63,6 +63,17 @@ def test_responses_that_are_both_bad_are_no_demonstration(shape: str, verdict: s
     assert as_demonstration(row_of(shape, "tie"))[0].answer == "The Ebro."
 
 
+@pytest.mark.parametrize("verdict", ["neither", "Neither is good", "none", "neither of them", "neither is better"])
+def test_responses_of_which_neither_is_good_are_no_demonstration(verdict: str) -> None:
+    row = row_of("sides", verdict)
+    assert row.ranks == (0, 0)
+    if verdict.endswith("better"):
+        assert as_demonstration(row)[0].answer == "The Ebro."
+        return
+    with pytest.raises(Reject, match="both responses are bad"):
+        as_demonstration(row)
+
+
 @pytest.mark.parametrize(
     "name, more",
     [
