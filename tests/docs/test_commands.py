@@ -249,9 +249,11 @@ def test_the_command_runs_as_it_is_written(
             shutil.copytree(request.getfixturevalue("exports") / kind, folder / place)
     if command.startswith("trivet init"):  # a reader who has no recipe yet, and enough rows to hold some out
         (folder / "mine.yaml").unlink()
-        rows = [(f"w{i} w{i + 1}", f"w{i + 2}") for i in range(30)]
+        known = json.loads((folder / "my-base" / "tokenizer.json").read_text())["model"]["vocab"]
+        words = [word for word in known if word.isalpha()][:32]  # of others there is nothing to rank
+        rows = [(f"{words[i]} {words[i + 1]}", words[i + 2]) for i in range(30)]
         lines(folder / "instructions.jsonl", *({"prompt": asked, "completion": said} for asked, said in rows))
-        lines(folder / "rankings.jsonl", *({"prompt": asked, "responses": [said, "w0"]} for asked, said in rows))
+        lines(folder / "rankings.jsonl", *({"prompt": asked, "responses": [said, words[0]]} for asked, said in rows))
         lines(folder / "prompts.jsonl", *({"prompt": asked} for asked, _ in rows))
     if command.startswith(("torchrun", "accelerate")):
         shutil.rmtree(folder / "runs/mine")
