@@ -136,7 +136,10 @@ def _check_there(target: str) -> None:
     Raises:
         UserError: names the path.
     """
-    path, spec = Path(target), resolve_base(target, base_dir=Path.cwd())
+    path = Path(target)
+    if path.exists():
+        return
+    spec = resolve_base(target, base_dir=Path.cwd())
     if spec.family == "hub" and Path(path.parts[0]).is_dir() and local_folder(spec.source, spec.revision) is None:
         there = sorted(one.name for one in Path(path.parts[0]).iterdir() if one.is_dir())
         raise UserError(
