@@ -153,8 +153,8 @@ def prompts_of(answered: Part, read: Collection[str] | None = None) -> tuple[Par
     else:
         prompted = np.flatnonzero(answered.said)
         places = prompted[firsts(answered.said[prompted])]
-    told = [] if read is None else [name for name in read if name != "*"]
-    made, differing = merged(answered, compact(places), PromptsOf(answered.records), read, told)
+    compared = [] if read is None else [name for name in read if name != "*"]
+    made, differing = merged(answered, compact(places), PromptsOf(answered.records), read, compared)
     return replace(made, said=np.empty(0, np.uint64)), differing
 
 
@@ -167,7 +167,7 @@ class Differing:
 
 
 def merged(
-    part: Part, places: Places, prompts: Sequence[Any], read: Collection[str] | None, told: Collection[str] | None
+    part: Part, places: Places, prompts: Sequence[Any], read: Collection[str] | None, compared: Collection[str] | None
 ) -> tuple[Part, Differing]:
     """The first rows of each prompt, with the columns that they lack and later rows of that prompt have.
 
@@ -176,11 +176,11 @@ def merged(
         places: those of the first rows, sorted.
         prompts: of all rows.
         read: columns that functions read; None, or ``*`` among them: all.
-        told: likewise those of which it is counted where rows of one prompt differ; the first value is used.
+        compared: likewise those of which it is counted where rows of one prompt differ; the first value is used.
     """
     kept = part.some(places, prompts)
     named = {name for shape in part.shapes for name in shape} - RESERVED
-    used, counted = (named if own is None or "*" in own else named & {*own} for own in (read, told))
+    used, counted = (named if own is None or "*" in own else named & {*own} for own in (read, compared))
     if not used or not len(part.shape):
         return kept, Differing()
     carries = np.array([not used.isdisjoint(shape) for shape in part.shapes])[part.shape]

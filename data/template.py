@@ -364,7 +364,7 @@ class Renderer:
                     f"template {self.template_name} rewrites earlier turns of the assistant, so turn {n + 1} cannot be "
                     "found in the rendered conversation; set `sft.supervise: last` or choose another `template:`"
                 )
-            ways = [self._by_offsets, self._by_pieces]
+            ways = [self._by_offsets, self._by_borders]
             first: list[int] = []
             for way in ways if offsets.count_all(prompt.text) else ways[::-1]:
                 found = way(own, prompt.text, offsets, at, close)
@@ -399,16 +399,16 @@ class Renderer:
                 break
         return found
 
-    def _by_pieces(self, own: Sequence[int], text: str, offsets: tokens.Offsets, at: int, close: int) -> list[int]:
+    def _by_borders(self, own: Sequence[int], text: str, offsets: tokens.Offsets, at: int, close: int) -> list[int]:
         """The same by the ids of the text before each border, for a tokenizer whose offsets do not count characters
         that it drops."""
         before, inside = (tokens.tokenise(self.tokenizer, text[:border]) for border in (at, close))
-        apart, other = _common(before, own), _common(inside, own)
-        over = len(before) - apart  # the ids before the border that are others once the turn follows
-        begins = [apart + 1, apart, *range(apart + 2, apart + over + 1)] if over else [apart]
+        shared, other = _common(before, own), _common(inside, own)
+        over = len(before) - shared  # the ids before the border that are others once the turn follows
+        begins = [shared + 1, shared, *range(shared + 2, shared + over + 1)] if over else [shared]
         tries = ((b, e) for b in begins for e in range(max(b, other), max(b, other, len(inside)) + 2))
         spelled = ((b, e) for b, e in tries if e <= len(own) and self._spells(own[b:e], text[at:close]))
-        begin, end = next(spelled, (apart, max(apart, other)))
+        begin, end = next(spelled, (shared, max(shared, other)))
         stop = begin + self._first_stop(own[begin:end])
         if stop < end:
             return [*range(begin, stop + 1)]

@@ -121,14 +121,14 @@ def _before(asked: tuple[Message, ...], said: tuple[Message, ...], name: str) ->
     bare = tuple(replace(m, tools="") for m in asked)
     systems = [m for m in (*bare[:1], *said[:1]) if m.role == "system"]
     if len({_squashed(m) for m in systems}) > 1:
-        raise Reject(f"{name} begins with another system message than stands beside it; leave one of the two out")
+        raise Reject(f"{name} begins with another system message than the row's own; leave one of the two out")
     own, turns = (part[1:] if part[:1] and part[0].role == "system" else part for part in (bare, said))
     if own and turns[: len(own)] != own and not _repeats(turns, own):
         if turns and list(map(_squashed, own[-len(turns) :])) == list(map(_squashed, turns)):
             turns = own  # the conversation has the end of what is asked
         elif own[-1].role != "assistant" and turns and turns[0].role == "user":
             raise Reject(
-                f"what is asked beside {name} is neither its first nor its last question; leave one of the two out"
+                f"the row's question is neither the first nor the last one of {name}; leave one of the two out"
             )
         else:
             turns = own + turns

@@ -375,6 +375,6 @@ def load_artifact(path: Path, what: str) -> Artifact:
     if wrong:
         more = f" ({len(wrong)} problem(s))" if len(wrong) > 1 else ""
         whole = len(wrong) == len(_extra(artifact))  # once those are gone
-        mend = "" if whole else f"; remove {path} and run the stage again"
-        raise UserError(f"{wrong[0]}{more}{mend}")
+        remedy = "" if whole else f"; remove {path} and run the stage again"
+        raise UserError(f"{wrong[0]}{more}{remedy}")
     return artifact

@@ -68,12 +68,12 @@ def show_model(name: str) -> None:
         "stop": "the tokenizer's",
         "override_source": "nothing is overridden",
     }
-    told = spec.model_dump()
+    facts = spec.model_dump()
     if local_folder(spec.source, spec.revision) is not None:
         from pipelines.run.plan_details import own_facts
 
-        told |= own_facts(spec)
-    for key, value in told.items():
+        facts |= own_facts(spec)
+    for key, value in facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
         table.add_row(key.replace("_", " "), escape(str(shown or empty.get(key, "not stated"))))
     console().print(table)

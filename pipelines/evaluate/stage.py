@@ -57,7 +57,7 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
         score=judges[judge] if judge else None,
         others={name: score for name, score in judges.items() if name != judge},
         accuracy=accuracy_of(context),
-        optimised=paid_by_judge(context, loaded),
+        optimised=optimised_judge(context, loaded),
         resamples=settings.bootstrap,
         seed=evaluator.seed,
     ) | {"settings": evaluator.settings()}
@@ -94,14 +94,14 @@ def accuracy_of(context: StageContext) -> dict[str, dict[str, Any]]:
     }
 
 
-def paid_by_judge(context: StageContext, loaded: LoadedModels) -> bool:
+def optimised_judge(context: StageContext, loaded: LoadedModels) -> bool:
     """Whether the policy was trained on the reward model that judges here; so it is held to be where nothing says."""
     if "ppo" not in context.inputs or all(part.kind != "model" for part in loaded.recipe.ppo.reward):
         return False
     policy = read_artifact(context.inputs["ppo"])
     judge = read_artifact(context.inputs["reward"]) if "reward" in context.inputs else None
-    paid = (policy.manifest.get("parents") or {}).get("reward") if policy is not None else None
-    return paid is None or judge is None or paid == judge.key
+    optimised = (policy.manifest.get("parents") or {}).get("reward") if policy is not None else None
+    return optimised is None or judge is None or optimised == judge.key
 
 
 def unread(evaluator: Evaluator) -> list[str]:

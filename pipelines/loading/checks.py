@@ -24,7 +24,7 @@ from pipelines.stages.table import STAGES
 
 LARGEST, SMALLEST = 3.4e38, 1.2e-38  # of normal numbers in single precision
 AMOUNTS = (
-    *(f"{stage}.{name}" for stage in ("sft", "distil", "reward") for name in ("epochs", "batch")),
+    *(f"{stage}.{name}" for stage in STAGES if STAGES[stage].learns for name in ("epochs", "batch")),
     *(f"{stage}.max_new_tokens" for stage in ("rankings", "ppo")),
 )
 """Settings that follow from the data where a recipe leaves them out, or says ``auto`` (``pipelines.run.amounts``)."""

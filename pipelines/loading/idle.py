@@ -16,6 +16,7 @@ from pipelines.loading.needs import RULES, Dotted, has
 from pipelines.recipe.errors import Problem
 from pipelines.recipe.rates import SETTING
 from pipelines.recipe.schema import Recipe
+from pipelines.stages.table import STAGES
 
 SettingPath = tuple[str | int, ...]
 MANY = 8  # settings named in a sentence
@@ -125,7 +126,7 @@ def defaults(recipe: Recipe) -> dict[str, Any]:
     made["reward"].pop("base")
     made.get("distil", {}).pop("teacher", None)  # which no recipe has by default
     kept = {k: v for k, v in made["ppo"].items() if k in ("max_prompt_tokens", SETTING)}
-    return {k: v for k, v in made.items() if k in ("sft", "distil", "reward")} | {
+    return {k: v for k, v in made.items() if k in STAGES and STAGES[k].learns} | {
         "ppo": kept | {"value": {k: v for k, v in value.items() if k == "head"}}
     }
 

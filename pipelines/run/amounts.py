@@ -20,8 +20,7 @@ from pipelines.recipe import amounts
 from pipelines.recipe.schema import Recipe
 from pipelines.run.fit import with_settings
 from pipelines.run.plan_details import Opened, opened
-from pipelines.stages.depends_on import reward_rows
-from stages.distil_cost import learnt_on
+from pipelines.stages.table import STAGES
 
 SAMPLE = 256  # rows whose tokens are counted, evenly spaced
 
@@ -49,11 +48,7 @@ def settled(recipe: Recipe, corpus: Corpus) -> Settled:
     """The recipe with passes, batches and lengths by its data."""
     found: dict[str, Any] = {}
     why: dict[str, str] = {}
-    rows = {
-        "sft": (len(corpus.demonstrations.train), "demonstrations"),
-        "distil": (learnt_on(recipe.distil, corpus) if recipe.distil is not None else 0, "responses"),
-        "reward": (reward_rows(recipe, corpus)[0], "rankings"),
-    }
+    rows = {name: stage.learns(recipe, corpus) for name, stage in STAGES.items() if stage.learns is not None}
     for stage, (count, unit) in rows.items():
         found |= (chosen := _passes(recipe, stage, count))
         if chosen:

@@ -193,6 +193,13 @@ def rankings_steps(recipe: Recipe, corpus: Corpus) -> int | None:
     return r.answers * (len(prompts.train[: r.prompts]) + len(prompts.held_out[: r.held_out_prompts]))
 
 
+def distil_rows(recipe: Recipe, corpus: Corpus) -> tuple[int, str]:
+    """Responses that distillation trains on."""
+    from stages.distil_cost import learnt_on
+
+    return (learnt_on(recipe.distil, corpus) if recipe.distil is not None else 0), "responses"
+
+
 def reward_rows(recipe: Recipe, corpus: Corpus) -> tuple[int, int]:
     """Rankings that the reward models train on, and those of the one that watches."""
     settings = recipe.reward

@@ -54,6 +54,8 @@ class Stage:
     data: tuple[str, ...]  # parts of the corpus that it reads
     steps: Callable[[Recipe, Corpus], int | None]
     estimate: Callable[[Estimator], Work]  # for the plan
+    learns: Callable[[Recipe, Corpus], tuple[int, str]] | None = None
+    """Rows of one pass over its data, and what they are called, where ``epochs`` and ``batch`` may follow from them."""
     effort: Callable[[Estimator], Effort] | None = None
     """What it computes, for the plan's time; None: not known."""
     tally: Callable[[Renderer, Recipe, Corpus, int | None], dict[str, Tally]] | None = None
@@ -174,6 +176,7 @@ STAGES: dict[str, Stage] = {
         data=("demonstrations",),
         training_data="demonstrations",
         steps=depends_on.sft_steps,
+        learns=lambda recipe, corpus: (len(corpus.demonstrations.train), "demonstrations"),
         estimate=workloads.sft,
         effort=efforts.sft,
         tally=tallies.sft,
@@ -202,6 +205,7 @@ STAGES: dict[str, Stage] = {
         data=("prompts", "demonstrations"),
         training_data="prompts",
         steps=depends_on.distil_steps,
+        learns=depends_on.distil_rows,
         estimate=workloads.distil,
         effort=efforts.distil,
         asks=True,
@@ -258,6 +262,7 @@ STAGES: dict[str, Stage] = {
         data=("rankings", "prompts"),
         training_data="rankings",
         steps=depends_on.reward_steps,
+        learns=lambda recipe, corpus: (depends_on.reward_rows(recipe, corpus)[0], "rankings"),
         estimate=workloads.reward,
         effort=efforts.reward,
         tally=tallies.reward,

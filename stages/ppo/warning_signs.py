@@ -102,7 +102,7 @@ def flat_scores(history: History) -> bool:
 
 
 def reward_met(history: History) -> bool:
-    """The scores of a rollout hardly differ, for all are better than those of the first by more than its spread."""
+    """The scores of a rollout hardly differ, for all are better by more than the first one's standard deviation."""
     return _alike(history) and _met(history)
 
 
@@ -112,8 +112,8 @@ def _alike(history: History) -> bool:
 
 
 def _met(history: History) -> bool:
-    start, spread = (history.first.get(f"objective/{name}", 0.0) for name in ("scores", "scores_std"))
-    return spread > 0 and history.lasts("objective/scores", lambda x: x > start + spread)
+    start, std = (history.first.get(f"objective/{name}", 0.0) for name in ("scores", "scores_std"))
+    return std > 0 and history.lasts("objective/scores", lambda x: x > start + std)
 
 
 def truncation(history: History) -> bool:

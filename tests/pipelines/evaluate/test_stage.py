@@ -20,7 +20,7 @@ from data.records import Message, Prompt
 from data.template import Renderer
 from evaluation.held_out import Evaluator
 from models.sampling.fast import FastEngine
-from pipelines.evaluate.stage import paid_by_judge, unread
+from pipelines.evaluate.stage import optimised_judge, unread
 from pipelines.run.pipeline import Pipeline
 from reward.model import TextsRead
 from reward.terms.server import serving
@@ -108,7 +108,7 @@ def test_the_judge_is_what_ppo_optimised_only_where_it_is(run: Path, tmp_path: P
     def paid(kind: str = "model", **inputs: Path) -> bool:
         reward = [SimpleNamespace(kind=kind)]
         loaded = SimpleNamespace(recipe=SimpleNamespace(ppo=SimpleNamespace(reward=reward)))
-        return paid_by_judge(SimpleNamespace(inputs=inputs), loaded)  # type: ignore[arg-type]
+        return optimised_judge(SimpleNamespace(inputs=inputs), loaded)  # type: ignore[arg-type]
 
     assert paid(ppo=run / "ppo", reward=run / "reward")
     assert not paid(reward=run / "reward") and not paid(ppo=run / "ppo", reward=tmp_path / "reward")
