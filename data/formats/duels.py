@@ -18,17 +18,28 @@ from data.formats.ranking import (
     unranked,
     winner,
 )
-from data.formats.rows import TIED, Format, Reject, Row, numbered
+from data.formats.rows import TIED, Doubtful, Format, Reject, Row, numbered
 from data.formats.turns import BEFORE, answer, asked, turns
 from data.formats.values import first_of, liked, listed, number, string, whole
 from data.records import Message, ranks_from_scores
 
+STRONGEST = 3
+"""How far HelpSteer's preferences go to either side; on another scale, as 1 to 5, they would all be the second's."""
+
 _VOTES = ("annotator1", "annotator2", "annotator3")
+VOTES = "the annotators"
+"""What notes call those columns together, whichever of them a row has."""
 
 
 def _pku(row: Mapping[str, Any]) -> list[Row]:
     answers = [answer(row[name], name) for name in ("response_0", "response_1")]
-    return [_differ(duel(asked(row, "prompt"), answers, winner(row["better_response_id"], "better_response_id", 0)))]
+    return [_differ(_by_number(asked(row, "prompt"), answers, row["better_response_id"], "better_response_id", 0))]
+
+
+def _by_number(messages: tuple[Message, ...], answers: list[str], value: Any, name: str, low: int) -> Row:
+    """Two responses of which a verdict names the better one, by its number where it is one."""
+    notes = (numbered(name),) if is_number(value) else ()
+    return duel(messages, answers, winner(value, name, low), notes=notes)
 
 
 def _differ(row: Row) -> Row:
@@ -65,20 +76,24 @@ def _numbered(row: Mapping[str, Any]) -> list[Row]:
     context = row.get("context")
     messages = asked(row, "context" if context else "prompt")
     leaning = number(row[strength], strength)
+    if abs(leaning) > STRONGEST:
+        why = f"{strength} is {row[strength]}; it goes from -{STRONGEST} (the first is much better) to {STRONGEST}"
+        raise Doubtful(why, numbered(strength))
     won = None if leaning == 0 else int(leaning > 0)
-    return [_differ(duel(messages, answers, won))]
+    return [_differ(duel(messages, answers, won, notes=(numbered(strength),)))]
 
 
 def _voted(row: Mapping[str, Any]) -> list[Row]:
     """PandaLM's: 1 and 2 name the better response, 0 is a tie; most votes win."""
     votes = [whole(row[name], name) for name in _VOTES if name in row]
+    names = ", ".join(n for n in _VOTES if n in row)
     if any(vote not in (0, 1, 2) for vote in votes):
-        raise Reject(f"{', '.join(n for n in _VOTES if n in row)} must be 0 (tie), 1 or 2")
+        raise Doubtful(f"{names} must be 0 (tie), 1 or 2", numbered(VOTES))
     answers = [string(row[name], name) for name in ("response1", "response2")]
     counts = [votes.count(1), votes.count(2)]
     messages = asked(row, None, instruction(row["instruction"], row.get("input", "")))
     won = None if counts[0] == counts[1] else int(counts[1] > counts[0])
-    return [_differ(duel(messages, answers, won))]
+    return [_differ(duel(messages, answers, won, notes=(numbered(VOTES),)))]
 
 
 def _farm(row: Mapping[str, Any]) -> list[Row]:
@@ -87,8 +102,7 @@ def _farm(row: Mapping[str, Any]) -> list[Row]:
     messages = asked(row, None, instruction(row["instruction"], row.get("input", "")))
     if "preference" not in row:
         return [_differ(unranked(messages, answers))]
-    notes = (numbered("preference"),) if is_number(row["preference"]) else ()
-    return [_differ(duel(messages, answers, winner(row["preference"], "preference", 1), notes=notes))]
+    return [_differ(_by_number(messages, answers, row["preference"], "preference", 1))]
 
 
 def _shp(row: Mapping[str, Any]) -> list[Row]:
@@ -98,7 +112,8 @@ def _shp(row: Mapping[str, Any]) -> list[Row]:
         first, second = (number(row[name], name) for name in ("score_A", "score_B"))
         if won is None or ((first < second) if won else (first > second)):
             raise Reject("labels contradicts score_A and score_B")
-    return [_differ(duel(turns(row["history"], "history"), answers, None if won is None else 1 - won))]
+    notes = (numbered("labels"),) if is_number(row["labels"]) else ()
+    return [_differ(duel(turns(row["history"], "history"), answers, None if won is None else 1 - won, notes=notes))]
 
 
 def _webgpt(row: Mapping[str, Any]) -> list[Row]:
@@ -133,7 +148,7 @@ def _summaries(row: Mapping[str, Any]) -> list[Row]:
     if len(summaries) != 2 or not all(isinstance(s, Mapping) and "text" in s for s in summaries):
         raise Reject("summaries must be two objects with text")
     answers = [string(s["text"], "a summary").strip() for s in summaries]
-    return [_differ(duel(messages, answers, winner(row["choice"], "choice", 0)))]
+    return [_differ(_by_number(messages, answers, row["choice"], "choice", 0))]
 
 
 def _exchange(row: Mapping[str, Any]) -> list[Row]:
@@ -264,7 +279,7 @@ DUELS: dict[str, Format] = {
             "response_2": "Rain.",
             "preference_strength": -2,
         },
-        note="HelpSteer's: below 0 the first is better, above 0 the second",
+        note="HelpSteer's, -3 to 3: below 0 the first is better, above 0 the second",
     ),
     "PandaLM": Format(
         columns="instruction, input, response1, response2, annotator1",

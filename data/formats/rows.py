@@ -25,7 +25,7 @@ SECOND = "scores next to a label, which decides: kept for functions"
 
 def numbered(name: str) -> str:
     """The note of a row whose verdict is a number, by which it names a side."""
-    return f"verdicts that are a number of {name}: read as the number of the better response"
+    return f"verdicts that are a number of {name}: read as naming the better response"
 
 
 class Reject(Exception):

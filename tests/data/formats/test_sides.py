@@ -185,8 +185,35 @@ def test_numbers_of_a_verdict_are_judged_over_the_whole_file(tmp_path, values, r
         assert len(load(where="preference == 1 or preference == 2").records) == 2
 
 
-def test_numbers_of_alpaca_farm_are_judged_over_the_whole_file(tmp_path):
-    rows = [{"instruction": f"{Q} {v}", "input": "", "output_1": A, "output_2": B, "preference": v} for v in (1, 2, 0)]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match="preference is 0; 1 stands for the first"):
-        load_records(["a.jsonl"], "rankings", DataConfig(), seed=0, base_dir=tmp_path)
+@pytest.mark.parametrize(
+    "form, name, good, wrong, why",
+    [
+        ({"instruction": "{q}", "output_1": A, "output_2": B}, "preference", (1, 2), 0, "1 stands for the first"),
+        (
+            {"prompt": "{q}", "response_0": A, "response_1": B},
+            "better_response_id",
+            (0, 1),
+            2,
+            "0 stands for the first",
+        ),
+        ({"history": "{q}", "human_ref_A": A, "human_ref_B": B}, "labels", (0, 1), 2, "0 stands for the first"),
+        ({"instruction": "{q}", "response1": A, "response2": B}, "annotator1", (1, 2), 3, "0 .tie., 1 or 2"),
+        ({"instruction": "{q}", "response1": A, "response2": B}, "annotator2", (1, 2), -1, "0 .tie., 1 or 2"),
+        ({"prompt": "{q}", "response_1": A, "response_2": B}, "preference_strength", (-3, 3), 5, "-3 .* to 3"),
+        ({"context": "{q}", "response1": A, "response2": B}, "overall_preference", (1, 2, 3), 4, "-3 .* to 3"),
+        (
+            {"info": {"post": "{q}"}, "summaries": [{"text": A}, {"text": B}]},
+            *("choice", (0, 1), 2, "0 stands for the first"),
+        ),
+    ],
+)
+def test_numbers_of_known_forms_are_judged_over_the_whole_file(tmp_path, form, name, good, wrong, why):
+    def load(values):
+        rows = [json.dumps(form | {name: v}).replace("{q}", f"{Q} {at}") for at, v in enumerate(values)]
+        (tmp_path / "a.jsonl").write_text("\n".join(rows) + "\n")
+        return load_records(["a.jsonl"], "rankings", DataConfig(), seed=0, base_dir=tmp_path)
+
+    assert len(load(good).records) == len(good)
+    with pytest.raises(UserError, match=why) as caught:
+        load((*good, wrong))
+    assert "a.jsonl:" in str(caught.value) and "by `where`" in str(caught.value)
