@@ -1,9 +1,10 @@
 """``trivet gc``: what nobody needs any more in run folders and stores, by name and size. Never what somebody holds.
 
 Removable in a run: the hidden folder of a stage that is finished (its checkpoints), the result and the report that a
-newer one replaced, and what a killed process left half written. Removable in a store: entries that no run holds and
-nobody used for some days, damaged ones that were set aside, half-written ones of dead processes. Finished stages of a
-run are never removed, and what stopped stages have saved only where it is asked for.
+newer one replaced, the recipes of results that are gone, and what a killed process left half written. Removable in a
+store: entries that no run holds and nobody used for some days, damaged ones that were set aside, half-written ones of
+dead processes. Finished stages of a run are never removed, and what stopped stages have saved only where it is asked
+for.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from data.common.errors import UserError
 from data.common.patience import each
 from models.backbone.artifacts import partial_folder, previous_folder, read_artifact
 from pipelines.stages.table import folders
+from pipelines.workspace.kept_recipes import of_no_result
 from pipelines.workspace.run_folder import REPORT, holder, holding, is_run, read_run
 from pipelines.workspace.store import MARK, Store
 from stages.safe_points.stopped import kept_of, read_work
@@ -102,6 +104,8 @@ def _candidates(run: Path, unfinished: bool) -> Iterator[tuple[Path, str]]:
                 yield kept, what
         if fetched.is_dir():
             yield fetched, f"a half-written copy of {stage} from a store"
+    for file in of_no_result(run):
+        yield file, "the recipe of a result that is gone"
     for file in sorted(run.glob(".*.partial")):
         if file.is_file():
             yield file, "a file that was never finished"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.strict_json import read_object
-from models.backbone.artifacts import read_artifact, write_json
+from models.backbone.artifacts import previous_folder, read_artifact, write_json
 from pipelines.recipe.schema import Recipe
 from pipelines.stages.table import STAGES
 
@@ -36,6 +36,19 @@ def kept(run: Path, stage: str) -> dict[str, Any] | None:
     return read_object(file) if file is not None and file.is_file() else None
 
 
+def of_no_result(run: Path) -> list[Path]:
+    """The files of a run whose results are gone: neither in their place nor beside it, as the last one before."""
+    made = {stage: run / spec.folder for stage, spec in STAGES.items()}
+    places = [(stage, place) for stage, final in made.items() for place in (final, previous_folder(final))]
+    places += [(stage, run / f".{final.name}.old") for stage, final in made.items()]
+    needed = {_of(run, stage, place) for stage, place in places}
+    return [file for file in sorted((run / FOLDER).glob("*.json")) if file not in needed]
+
+
 def _file(run: Path, stage: str) -> Path | None:
-    there = read_artifact(run / STAGES[stage].folder)
+    return _of(run, stage, run / STAGES[stage].folder)
+
+
+def _of(run: Path, stage: str, result: Path) -> Path | None:
+    there = read_artifact(result)
     return None if there is None or not there.key else run / FOLDER / f"{stage}-{there.key[:LETTERS]}.json"

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 import pipelines.cli.main as cli
+from models.backbone.artifacts import previous_folder, write_json
 from pipelines.recipe.schema import resolved_yaml
 from pipelines.run.open_run import open_run
 from pipelines.run.pipeline import Pipeline
+from pipelines.workspace.gc import leftovers, remove
 from pipelines.workspace.kept_recipes import FOLDER, keep, kept
 from tests.support.recipes import RECIPE
 
@@ -73,3 +75,23 @@ def test_each_result_has_its_own(run: Path) -> None:
     manifest = run / "sft" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"key": "f" * 64}))
     assert kept(run, "sft") is None
+
+
+def test_those_of_results_that_are_gone_can_go(run: Path) -> None:
+    """And those of the results that were replaced last stay, which may be put back."""
+    own, other = kept(run, "sft"), run / FOLDER / "sft-0000000000000000.json"
+    assert leftovers(run) == []
+    shutil.copytree(run / "sft", previous_folder(run / "sft"))
+    manifest = run / "sft" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"key": "f" * 64}))
+    keep(run, "sft", Pipeline.from_recipe(OTHER, run_dir=run).recipe)
+    write_json(other, {"recipe": {}})
+    found = {one.path: one.why for one in leftovers(run)}
+    assert found.pop(other) == "the recipe of a result that is gone"
+    assert list(found) == [previous_folder(run / "sft")]
+    shutil.rmtree(run / "sft")
+    previous_folder(run / "sft").rename(run / "sft")
+    assert kept(run, "sft") == own
+    gone, errors = remove(leftovers(run))
+    assert not errors and {one.path.name for one in gone} == {other.name, f"sft-{'f' * 16}.json"}
+    assert kept(run, "sft") == own
