@@ -32,6 +32,8 @@ SCRATCH = "scratch"
 """The base that the run pretrains itself."""
 FEW, MANY, USUAL = 500, 20_000, 0.1
 """Rows below which a fifth is held out, from which on it is about 2,000 of them, and the share between."""
+SHOWN, MOST = 25, 0.4
+"""Of few rows so many are held out, with which something can be shown, but no larger share than this."""
 KNOBS = {
     "ppo": {
         "updates": "rollouts and updates of the policy",
@@ -222,7 +224,8 @@ def _held_out(wanted: Wanted) -> float | str:
     asked = [one.found.rows for one in wanted.given if one.part == "prompts"]  # evaluation asks those held out of them
     rows = sum(asked) or max(one.found.rows for one in wanted.given)
     if rows < FEW:
-        return 2 * USUAL
+        answered = any(one.part != "documents" for one in wanted.given)
+        return max(2 * USUAL, min(MOST, round(SHOWN / rows, 2)) if answered else 0)
     return USUAL if rows <= MANY else max(0.001, round(USUAL * MANY / rows, 3))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from data.checks import token_counter
+from data.common.intervals import MINIMUM
 from data.counting import Tally
 from data.doctor.corpus import Health, examine
 from data.doctor.entry import Finding
@@ -78,9 +80,28 @@ def _named(tokenizer: Any) -> str | None:
 
 
 def _too_few(pipeline: RunParts) -> Iterator[Finding]:
-    """Prompts that evaluation asks for and the data has not."""
-    recipe = pipeline.recipe
-    there, asked = len(pipeline.corpus.prompts.held_out), recipe.evaluation.prompts
-    if "evaluate" in recipe.stages and 0 < there < asked and "prompts" in recipe.evaluation.model_fields_set:
+    """Prompts that evaluation asks for and the data has not, and so few that nothing could be shown."""
+    recipe, held_out = pipeline.recipe, pipeline.corpus.prompts.held_out
+    there, asked = len(held_out), recipe.evaluation.prompts
+    if "evaluate" not in recipe.stages or not there:
+        return
+    if there < asked and "prompts" in recipe.evaluation.model_fields_set:
         text = f"evaluation.prompts asks for {asked:,}, and {there:,} are held out: evaluation takes these"
         yield Finding(kind="few held-out prompts", count=there, text=text)
+    unlike = len({prompt.group for prompt in held_out})
+    if (taken := min(unlike, asked)) < MINIMUM:
+        cure = f"set evaluation.prompts to {MINIMUM} or more" if unlike >= MINIMUM else _more(pipeline, unlike)
+        text = (
+            f"evaluation has {taken:,} prompts: below {MINIMUM} no interval is given, and nothing can be shown to be "
+            f"better or worse; {cure} (200 tell more)"
+        )
+        yield Finding(kind="too few held-out prompts for an interval", count=taken, text=text)
+
+
+def _more(pipeline: RunParts, unlike: int) -> str:
+    """How more prompts are held out: by a larger share, where the prompts that there are suffice."""
+    every = unlike + len({prompt.group for prompt in pipeline.corpus.prompts.train})
+    share = 1.25 * MINIMUM / every  # prompts are held out by their hashes, so a share is not met exactly
+    if not isinstance(pipeline.recipe.data.held_out, float) or share > 0.5:
+        return "hold out more prompts"
+    return f"hold out more prompts (data.held_out of {math.ceil(100 * share) / 100:g} of these)"

@@ -54,7 +54,7 @@ def test_the_recipe_says_what_was_recognised_and_what_will_be_chosen(
     recipe = load_recipe(folder / "mine.yaml")
     assert (recipe.name, recipe.base, recipe.data.demonstrations) == ("mine", "./base", ("shown.jsonl",))
     assert recipe.sft.max_tokens == 64 and "the base has 64 positions" in text
-    assert recipe.data.held_out == 0.2  # few rows
+    assert recipe.data.held_out == 0.4  # few rows, of which 25 would be held out, but not nearly half
     settled = Pipeline.from_recipe(folder / "mine.yaml").recipe
     for stage in ("sft", "reward", "ppo"):
         group = text.split(f"{stage}:\n")[1].split("\n\n")[0]
@@ -143,7 +143,7 @@ def test_settings_of_a_source_are_taken_as_a_recipe_writes_them(folder: Path) ->
 def test_texts_pretrain_a_base(folder: Path) -> None:
     assert main(["init", "lines.txt", "--base", "scratch"]) == 0
     recipe = load_recipe(folder / "mine.yaml")
-    assert recipe.stages == ("pretrain",) and recipe.data.documents == ("lines.txt",)
+    assert recipe.stages == ("pretrain",) and recipe.data.documents == ("lines.txt",) and recipe.data.held_out == 0.2
 
 
 def test_held_out_rows_in_training_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

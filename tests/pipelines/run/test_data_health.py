@@ -66,6 +66,35 @@ def test_findings_have_tokens_places_and_what_evaluation_lacks(recipe: Path) -> 
     assert health.facts["shared"] == {"demonstrations and rankings": ROWS}
 
 
+@pytest.mark.parametrize(
+    "held_out, asked, few, cure",
+    [
+        (0.1, 256, True, "hold out more prompts (data.held_out of 0.25 of these)"),
+        (0.4, 256, False, ""),
+        (0.4, 20, False, ""),
+        (0.4, 19, True, "set evaluation.prompts to 20 or more"),
+    ],
+)
+def test_too_few_prompts_for_an_interval_are_told_first(
+    recipe: Path, held_out: float, asked: int, few: bool, cure: str
+) -> None:
+    prompts = [{"prompt": f"w{i} w{j} w3"} for i in range(10) for j in range(10)]
+    (recipe.parent / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    settings = ["data.prompts=p.jsonl", f"data.held_out={held_out}", f"evaluation.prompts={asked}"]
+    pipeline = Pipeline.from_recipe(recipe, settings)
+    taken = min(asked, len(pipeline.corpus.prompts.held_out))
+    assert few == (taken < 20)
+    told = [f for f in health_of(pipeline).findings if f.kind == "too few held-out prompts for an interval"]
+    assert [f.count for f in told] == [taken] * few
+    assert not few or told[0].text.endswith(f"nothing can be shown to be better or worse; {cure} (200 tell more)")
+
+
+def test_of_few_prompts_no_large_share_is_advised(recipe: Path) -> None:
+    """Of 40 prompts 25 would be held out."""
+    told = health_of(Pipeline.from_recipe(recipe)).findings
+    assert told[-1].text.endswith("better or worse; hold out more prompts (200 tell more)")
+
+
 def test_special_tokens_of_the_base_in_texts_are_told_before_the_first_stage(recipe: Path) -> None:
     """They become the tokens: a response with a stop token in its text would end there without a word."""
     token = word_tokenizer().eos_token
