@@ -10,6 +10,7 @@ from data.derive import KINDS
 from data.formats import Reject, Row, assembled, parse
 from data.formats.exports import is_export, unwrapped
 from data.formats.transcripts import spoken
+from data.readers.cells import Blank
 from data.readers.rows import BadLine
 from data.records import Message
 from data.source_settings import Source
@@ -30,8 +31,11 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """How rows of all sources are read: the column of their group, columns to leave out, and those of functions."""
+    """How rows of all sources are read: as records of which kind ('': any), the column of their group, columns to leave
+    out, and those of functions.
+    """
 
+    kind: str = ""
     group_by: str | None = None
     ignore: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
@@ -66,8 +70,23 @@ def parsed_rows(raws: Iterable[tuple[str, Any]], reading: Reading, source: Sourc
         except Reject as error:
             yield Parsed(place, reason=str(error), columns=keys, error=error)
             continue
+        blank = [str(key) for key, value in raw.items() if isinstance(value, Blank)] if keys else []
         for row in rows:
-            yield Parsed(place, name, row, columns=keys)
+            if blank and _lacks_a_response(row, reading.kind):
+                yield Parsed(place, reason=MISSING.format(", ".join(map(repr, blank))), columns=keys)
+            else:
+                yield Parsed(place, name, row, columns=keys)
+
+
+MISSING = "nothing stands in its column {}, so a response is missing: a table cannot say that one is empty"
+
+
+def _lacks_a_response(row: Row, kind: str) -> bool:
+    """Whether one is empty of those that the records of a kind are made of; prompts need none."""
+    if kind == "demonstrations":
+        return row.answers[:1] == ("",)
+    compared = len(row.answers) > 1 or bool(row.judged)
+    return kind != "prompts" and compared and "" in row.answers
 
 
 def records_of(row: Row, kind: str) -> list[Any]:

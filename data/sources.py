@@ -200,6 +200,7 @@ def _of_kind(
     cleaner: RowCleaner | None = None,
 ) -> Loaded:
     loaded, count = Loaded(), SourceCount(part=kind, source=source.path)
+    reading = replace(reading, kind=kind)
     lost, other = Lost(), None
     doubtful: dict[str, Rejected] = {}  # the first of each note
     alone: list[tuple[str, Reject]] = []  # rows that lack a value, and not a reader of their columns

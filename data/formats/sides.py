@@ -102,9 +102,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The columns of several responses, each with its rank or score, and what is asked."""
+    """Columns of several responses, each with its rank or score, of responses without one, and of what is asked."""
 
     pairs: tuple[tuple[str, str], ...]
+    unmarked: tuple[str, ...]
     question: str
     by_rank: bool
     more: frozenset[str]
@@ -112,7 +113,7 @@ class Series:
     @property
     def read(self) -> frozenset[str]:
         """All of them."""
-        return frozenset({name for pair_ in self.pairs for name in pair_} | {self.question}) | self.more
+        return frozenset({name for pair_ in self.pairs for name in pair_} | {*self.unmarked, self.question}) | self.more
 
 
 def _tokens(name: str) -> tuple[str, ...]:
@@ -190,7 +191,10 @@ def _describes(rest: tuple[str, ...]) -> bool:
 
 @lru_cache(maxsize=1024)
 def several_sides(names: frozenset[str]) -> Series | None:
-    """Three or more responses in numbered or lettered columns, with a rank or a score of each."""
+    """Three or more responses in numbered or lettered columns, with a rank or a score of each; two with their ranks.
+
+    Rows of a wide table may leave some of their responses out.
+    """
     found: dict[tuple[Any, ...], dict[str, str]] = {}
     for name in sorted(names):
         tokens = _tokens(name)
@@ -200,23 +204,27 @@ def several_sides(names: frozenset[str]) -> Series | None:
     texts: dict[str, str] = {}
     for key, columns in found.items():
         rest = {word for word in key if word != "#"}
-        if len(columns) > 2 and (rest <= TEXT or (rest <= TEXT | OF_A_MODEL and rest & TEXT)):
+        if len(columns) > 1 and (rest <= TEXT or (rest <= TEXT | OF_A_MODEL and rest & TEXT)):
             texts = texts or columns
     question = _named(names, ASKED, texts.values())
     for key, columns in found.items():
         rest = {word for word in key if word != "#"}
         by_rank = bool(rest & words("rank ranking")) and rest <= TEXT | words("rank ranking")
         marks = by_rank or (rest & GRADE and rest <= GRADE | TEXT)
-        if marks and texts and question and columns.keys() == texts.keys():
-            pairs = tuple((texts[token], columns[token]) for token in texts)
+        enough = len(columns) > 1 and (by_rank or len(texts) > 2)
+        if marks and enough and question and columns.keys() <= texts.keys():
+            pairs = tuple((texts[token], columns[token]) for token in texts if token in columns)
+            unmarked = tuple(name for token, name in texts.items() if token not in columns)
             more = frozenset(name for other, own in found.items() if _describes(other) for name in own.values())
-            return Series(pairs, question, by_rank, _more(names, question) | more)
+            return Series(pairs, unmarked, question, by_rank, _more(names, question) | more)
     return None
 
 
 def _several(row: Mapping[str, Any]) -> list[Row]:
     found = several_sides(frozenset(row))
     assert found is not None
+    if alone := next((name for name in found.unmarked if row[name] != ""), None):
+        raise Reject(f"{alone} has no {'rank' if found.by_rank else 'score'}")
     texts = [answer(row[text], text) for text, _ in found.pairs]
     marks = [number(row[mark], mark) for _, mark in found.pairs]
     messages = _asked(row, found.question)
@@ -372,7 +380,7 @@ PAIRS: dict[str, Format] = {
             "rank_2": 1,
             "rank_3": 3,
         },
-        note="three or more, numbered or lettered; the lowest rank or the highest score is best",
+        note="three or more, numbered or lettered, or fewer in a row; the lowest rank or the highest score is best",
     ),
     "two sides": Format(
         columns="prompt, response_a, response_b, and a verdict or a score of each",

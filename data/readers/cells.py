@@ -19,6 +19,13 @@ LISTS = frozenset(
 """Columns that hold lists, which a table can only hold as the notation of one."""
 
 
+class Blank(str):
+    """The text of a cell in which nothing stands: a table cannot say whether it is empty or missing."""
+
+
+BLANK = Blank()
+
+
 def cell(key: str, value: str) -> Any:
     """The text of a cell, or the list or object that it writes down.
 
@@ -26,7 +33,7 @@ def cell(key: str, value: str) -> Any:
     may begin with a bracket too.
     """
     if value.lstrip()[:1] not in ("[", "{"):
-        return value
+        return value or BLANK
     loaded = _loaded(value.strip())
     if loaded is None:
         return value

@@ -26,8 +26,6 @@ SAMPLED = 100  # lines from which the delimiter is found
 QUOTED_SAMPLED = 2000  # lines of a tab-separated file in which quoted cells are looked for
 MAX_CELL_LINES = 10_000
 LONGEST_NAME = 64
-SIDES = frozenset({"chosen", "rejected"})
-"""Columns in which a blank cell is a response that is missing: a table cannot say that one is empty."""
 
 
 def read_table(content: Content, encoding: Encoding, options: ReadOptions, *, usual: str) -> Iterator[Raw]:
@@ -116,10 +114,7 @@ def _record(names: list[str] | None, cells: list[str]) -> Row | BadLine:
         return {CELLS: cells}
     if len(cells) != len(names):
         return BadLine(f"it has {len(cells)} cells, the header {len(names)}")
-    row = {key: cell(key, value) for key, value in zip(names, cells, strict=True)}
-    if row.keys() >= SIDES and not all(row[side] for side in SIDES):
-        row |= {side: row[side] or None for side in SIDES}
-    return row
+    return {key: cell(key, value) for key, value in zip(names, cells, strict=True)}
 
 
 # ---- the header ------------------------------------------------------------------------------------------------------

@@ -340,6 +340,51 @@ def test_a_row_without_one_of_its_sides_is_rejected_alone(tmp_path, name, writte
     assert (checked.place, checked.reason) == (bad.source, bad.reason)
 
 
+@pytest.mark.parametrize(
+    "columns, rest",
+    [
+        (("accepted", "rejected"), {}),
+        (("response_a", "response_b"), {"winner": "a"}),
+        (("response_0", "response_1"), {"better_response_id": 0}),
+        (("response_1", "response_2"), {"score_1": 2, "score_2": 1}),
+    ],
+)
+@pytest.mark.parametrize("blank", [0, 1])
+def test_a_blank_cell_of_a_table_is_a_response_that_is_missing(tmp_path, columns, rest, blank):
+    rows = [["q1", "good", "bad", *rest.values()], ["q2", "good", "bad", *rest.values()]]
+    rows[1][1 + blank] = ""
+    table = "\n".join(",".join(map(str, row)) for row in [["prompt", *columns, *rest], *rows]) + "\n"
+    loaded = load(tmp_path, write(tmp_path / "a.csv", table), "rankings")
+    assert [r.answers for r in loaded.records] == [("good", "bad")]
+    assert [r.source for r in loaded.rejected] == ["a.csv:3"]
+    assert f"nothing stands in its column '{columns[blank]}', so a response is missing" in loaded.rejected[0].reason
+    assert len(load(tmp_path, "a.csv", "prompts").records) == 2  # a prompt it is all the same
+
+
+def test_blank_cells_under_names_of_the_recipe_and_of_judged_responses_are_missing(tmp_path):
+    write(tmp_path / "a.csv", "prompt,mine,theirs\nq1,good,bad\nq2,good,\n")
+    source = Source(path="a.csv", columns={"chosen": "mine", "rejected": "theirs"})
+    assert len(load(tmp_path, source, "rankings").records) == 1
+    assert len(load(tmp_path, source, "demonstrations").records) == 2  # the better one is there
+    write(tmp_path / "b.csv", "prompt,completion,score\nq,good,3\nq,,4\nq,bad,1\n")
+    [ranking] = load(tmp_path, "b.csv", "rankings").records
+    assert ranking.answers == ("good", "bad")
+
+
+@pytest.mark.parametrize("blank", ["", None])
+def test_rows_of_a_wide_table_may_have_fewer_responses(tmp_path, blank):
+    head = ["prompt", *(f"response_{n}" for n in (1, 2, 3)), *(f"rank_{n}" for n in (1, 2, 3))]
+    rows = [["q1", "x", "y", "z", 2, 1, 3], ["q2", "x", "y", blank, 2, 1, blank], ["q3", blank, "y", "z", blank, 2, 1]]
+    if blank is None:
+        name = write(tmp_path / "a.jsonl", lines(dict(zip(head, row, strict=True)) for row in rows))
+    else:
+        name = write(tmp_path / "a.csv", "\n".join(",".join(map(str, row)) for row in [head, *rows]) + "\n")
+    assert [r.answers for r in load(tmp_path, name, "rankings").records] == [("y", "x", "z"), ("y", "x"), ("z", "y")]
+    write(tmp_path / "b.jsonl", lines(dict(zip(head, row, strict=True)) for row in [rows[0], [*rows[0][:-1], None]]))
+    [without] = load(tmp_path, "b.jsonl", "rankings").rejected
+    assert without.reason == "response_3 has no rank"
+
+
 def test_a_column_that_no_row_fills_leaves_the_others_unread(tmp_path):
     name = write(tmp_path / "a.jsonl", lines(row | {"rejected": None} for row in SIDES))
     with pytest.raises(UserError, match=r"columns that nothing reads: chosen \(3 rows\)"):
