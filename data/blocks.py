@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from data.common.workers import helpers, mapped
 from data.formats import FORMATS, Reject
 from data.formats.trees import is_dump
-from data.judgements import is_gathered
+from data.judgements import JudgedBy, is_gathered
 from data.storage.codec import Encoded, encode
 from data.storage.collected import Index
 
@@ -39,13 +39,15 @@ class Made(NamedTuple):
     """What became of a block.
 
     ``numbers`` are those of the records. ``rows`` has of each row that was read its place, its kind and how many
-    records it gave; ``left`` are raw rows that give no record in their place, for the caller to look at.
+    records it gave; ``left`` are raw rows that give no record in their place, for the caller to look at, and ``judged``
+    says by what the others are judged.
     """
 
     records: list[Encoded]
     numbers: Index | None
     rows: list[tuple[str, tuple[str, tuple[str, ...]], int]]
     left: list[Raw]
+    judged: JudgedBy
 
 
 def made_by_helpers(rows: Iterator[Raw], making: Making, take: Callable[[Made], None]) -> Iterator[Raw]:
@@ -71,7 +73,7 @@ def _make(block: tuple[Making, list[Raw]]) -> Made | None:
     making, raws = block
     if making.formats != tuple(FORMATS):
         return None
-    made = Made([], None if making.index is None else making.index.empty(), [], [])
+    made = Made([], None if making.index is None else making.index.empty(), [], [], JudgedBy())
     kinds: dict[Any, Any] = {}  # one object for all rows of a kind, which is sent once
     for raw in raws:
         before = len(made.rows)
@@ -92,6 +94,7 @@ def _make(block: tuple[Making, list[Raw]]) -> Made | None:
             if made.numbers is not None:
                 for record in records:
                     made.numbers.add(record)
+            made.judged.add(row, parsed.columns)
             kind = (parsed.format, row.notes)
             made.rows.append((parsed.place, kinds.setdefault(kind, kind), len(records)))
         if left and len(made.rows) > before:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from data.formats import Row
@@ -43,6 +43,28 @@ def gathered(parsed: Iterable[Any], kind: str) -> Iterator[Any]:
     for places in together(as_digests(keys)):
         same = [waiting[int(place)] for place in places]
         yield from _ranked(same) if kind == "rankings" else _best(same)
+
+
+@dataclass(slots=True)
+class JudgedBy:
+    """By what rows of a file are judged: labels, and columns next to several responses."""
+
+    labels: bool = False
+    columns: set[str] = field(default_factory=set)
+
+    def add(self, row: Row, columns: Iterable[str]) -> None:
+        """A row that was read, and all its columns: where one of them ranks responses, it has a value there."""
+        self.labels = self.labels or row.judged == "label"
+        if len(row.answers) > 1:
+            self.columns.update(columns)
+
+    def update(self, other: JudgedBy) -> None:
+        self.labels = self.labels or other.labels
+        self.columns |= other.columns
+
+    def has(self, column: str) -> bool:
+        """Whether a row is judged by this column, or where it is empty by a label."""
+        return column in self.columns if column else self.labels
 
 
 def waiting_rows() -> Store[Any]:

@@ -8,7 +8,10 @@ from typing import Any
 
 from data.derive import KINDS
 from data.formats import Reject, Row, assembled, parse
+from data.formats.columns import is_metadata
 from data.formats.exports import is_export, unwrapped
+from data.formats.reading import ACTING
+from data.formats.rows import Unlabelled
 from data.formats.transcripts import spoken
 from data.readers.cells import Blank
 from data.readers.rows import BadLine
@@ -67,13 +70,17 @@ def parsed_rows(raws: Iterable[tuple[str, Any]], reading: Reading, source: Sourc
         keys = tuple(map(str, raw)) if isinstance(raw, Mapping) else ()
         try:
             name, rows = parse(raw, place, reading.group_by, columns=columns, ignore=ignore, format=form, known=known)
+        except Unlabelled as error:
+            if reading.kind != "prompts":
+                yield Parsed(place, reason=str(error), columns=keys, error=error)
+                continue
+            name, rows = error.format, error.rows
         except Reject as error:
             yield Parsed(place, reason=str(error), columns=keys, error=error)
             continue
-        blank = [str(key) for key, value in raw.items() if isinstance(value, Blank)] if keys else []
         for row in rows:
-            if blank and _lacks_a_response(row, reading.kind):
-                yield Parsed(place, reason=MISSING.format(", ".join(map(repr, blank))), columns=keys)
+            if _lacks_a_response(row, reading.kind):
+                yield Parsed(place, reason=MISSING.format(_blank_columns(raw)), columns=keys)
             else:
                 yield Parsed(place, name, row, columns=keys)
 
@@ -82,11 +89,19 @@ MISSING = "nothing stands in its column {}, so a response is missing: a table ca
 
 
 def _lacks_a_response(row: Row, kind: str) -> bool:
-    """Whether one is empty of those that the records of a kind are made of; prompts need none."""
+    """Whether a blank cell stands for one of those that the records of a kind are made of; prompts need none."""
+    if not any(isinstance(answer, Blank) for answer in row.answers):
+        return False
     if kind == "demonstrations":
-        return row.answers[:1] == ("",)
-    compared = len(row.answers) > 1 or bool(row.judged)
-    return kind != "prompts" and compared and "" in row.answers
+        return isinstance(row.answers[0], Blank)
+    return kind != "prompts" and (len(row.answers) > 1 or bool(row.judged))
+
+
+def _blank_columns(raw: Any) -> str:
+    """The blank columns of a row that may be a response's, or else all of them."""
+    blank = [str(key) for key, value in raw.items() if isinstance(value, Blank)] if isinstance(raw, Mapping) else []
+    likely = [name for name in blank if name not in ACTING and not is_metadata(name)]
+    return ", ".join(map(repr, likely or blank))
 
 
 def records_of(row: Row, kind: str) -> list[Any]:

@@ -212,7 +212,7 @@ def _columns_of_all(
     differs = ""
     for row in rows:
         for name, value in prompts[row].columns.items():
-            if name not in used or value is None:
+            if name not in used or value is None or value == "":
                 continue
             if name not in found:
                 found[name], values[name] = row, value

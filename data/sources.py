@@ -7,7 +7,7 @@ columns found and the formats known. Knows nothing of splits, tokenizers or mode
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,7 @@ from data.formats.columns import named_by
 from data.formats.parsing import used_as, why_not
 from data.formats.rows import Doubtful, Unlabelled
 from data.hub import read_hub
-from data.judgements import gathered, waiting_rows
+from data.judgements import JudgedBy, gathered, waiting_rows
 from data.local_files import local_rows
 from data.parsed_rows import Parsed, Reading, flat, parsed_rows, records_of
 from data.readers.files import read_file
@@ -35,6 +35,7 @@ from data.sampling import Sample, sampled
 from data.source_counts import Loaded, Rejected, SourceCount
 from data.source_settings import DataConfig, Source, as_source
 from data.storage.collected import Collected
+from data.storage.store import Store
 from data.where import where
 
 __all__ = ["DataConfig", "Loaded", "Rejected", "Source", "SourceCount", "load_records", "parse_file", "read_source"]
@@ -162,7 +163,7 @@ def parse_file(
     reading = Reading(group_by=group_by)
     doubtful: dict[str, Rejected] = {}
     notes: Counter[str] = Counter()
-    for parsed in _labelled(parsed_rows(flat(raws), reading, source)):
+    for parsed in _labelled(parsed_rows(flat(raws), reading, source), JudgedBy()):
         notes.update(() if parsed.row is None else parsed.row.notes)
         if isinstance(parsed.error, Doubtful):
             doubtful.setdefault(parsed.error.note, Rejected(parsed.place, parsed.reason))
@@ -183,7 +184,7 @@ def _lacking(parsed: Parsed, reading: Reading, source: Source) -> str:
     ours = {their: our for our, their in source.columns.items()}
     ignored = (*source.ignore, *reading.ignore)
     missing = [k for k in parsed.columns if ours.get(k, k) not in error.row and not named_by(k, ignored)]
-    for value in ("(some text)", error.row[error.columns[0]]) if missing else ():  # or what the other side holds
+    for value in ("(some text)", error.row[error.columns[0]], 1) if missing else ():  # or what the other side holds
         whole = {**error.row, **{ours.get(k, k): value for k in missing}}
         if not why_not(whole, reading.known, source.format):
             return ", ".join(map(repr, missing))
@@ -204,12 +205,12 @@ def _of_kind(
     lost, other = Lost(), None
     doubtful: dict[str, Rejected] = {}  # the first of each note
     alone: list[tuple[str, Reject]] = []  # rows that lack a value, and not a reader of their columns
-    used = Sample(source.weight, source.limit, seed)
+    used, seen = Sample(source.weight, source.limit, seed), JudgedBy()
     reasons: dict[str, str] = {}  # one string for all rows of a reason
     raws = _kept(each(raws, f"reading {source.path}"), source, count, loaded.columns)
     if cleaner is None and not used.is_partial:
-        raws = _with_helpers(raws, kind, source, reading, used, into)
-    rows = _labelled(parsed_rows(raws, reading, source))
+        raws = _with_helpers(raws, kind, source, reading, used, into, seen)
+    rows = _labelled(parsed_rows(raws, reading, source), seen)
     if cleaner is not None:
         rows = _cleaned(rows, cleaner, count)
     for parsed in gathered(rows, kind):
@@ -257,21 +258,27 @@ def _of_kind(
     return loaded
 
 
-def _labelled(rows: Iterable[Parsed]) -> Iterator[Parsed]:
-    """The rows as they come; those with a blank label behind them, as they are where no row of the file has one."""
-    waiting, labels = waiting_rows(), False
+def _labelled(rows: Iterable[Parsed], seen: JudgedBy) -> Iterator[Parsed]:
+    """The rows as they come; those without a judgement behind them, as they are where no row of the file has one.
+
+    Args:
+        seen: by what rows are judged that others read; those that come here are added.
+    """
+    waiting = defaultdict[str, Store[Any]](waiting_rows)
     for parsed in rows:
         error = parsed.error
         if not isinstance(error, Unlabelled):
-            labels = labels or (parsed.row is not None and parsed.row.judged == "label")
+            if parsed.row is not None:
+                seen.add(parsed.row, parsed.columns)
             yield parsed
-        elif labels:
+        elif seen.has(error.column):
             yield parsed
         else:
             for row in error.rows:
-                waiting.append(replace(parsed, format=error.format, row=row, error=None))
-    for parsed in waiting:
-        yield replace(parsed, row=None, format="") if labels else replace(parsed, reason="")
+                waiting[error.column].append(replace(parsed, format=error.format, row=row, error=None))
+    for column, kept in waiting.items():
+        for parsed in kept:
+            yield replace(parsed, row=None, format="") if seen.has(column) else replace(parsed, reason="")
 
 
 def _in_doubt(path: str, first: Rejected, note: str, count: int) -> str:
@@ -283,7 +290,13 @@ def _in_doubt(path: str, first: Rejected, note: str, count: int) -> str:
 
 
 def _with_helpers(
-    raws: Iterator[tuple[str, Any]], kind: str, source: Source, reading: Reading, used: Sample, into: Collected
+    raws: Iterator[tuple[str, Any]],
+    kind: str,
+    source: Source,
+    reading: Reading,
+    used: Sample,
+    into: Collected,
+    seen: JudgedBy,
 ) -> Iterator[tuple[str, Any]]:
     """The rows that are read here; of many, helper processes make records of nearly all."""
 
@@ -291,6 +304,7 @@ def _with_helpers(
         for place, of, records in made.rows:
             used.add(place, None, of, records)
         into.extend(made.records, made.numbers)
+        seen.update(made.judged)
 
     making = Making(
         kind=kind,

@@ -129,6 +129,15 @@ def is_flag(value: Any) -> bool:
     return isinstance(value, str) and value.strip().lower() in FLAGS
 
 
+def switch(value: Any) -> bool | None:
+    """Whether a value switches on (true, yes, on, 1) or off; None where it does neither. A table holds text alone."""
+    word = str(value).strip().lower()
+    return True if word in _ON else False if word in _OFF else None
+
+
+_ON, _OFF = words("true yes on 1 1.0 enabled"), words("false no off 0 0.0 disabled")
+
+
 def check_pictures(row: Mapping[str, Any]) -> None:
     """Refuse a row that comes with pictures or sounds."""
     for name in row:
@@ -188,8 +197,8 @@ def rules_out(name: str, value: Any) -> bool:
     """Whether a switch says that a row is not to be used, that its response was cut, or that its order is another."""
     if not is_flag(value):
         return False
-    on = str(value).strip().lower() in ("true", "yes", "on", "1", "1.0")
-    return bool(_IN.fullmatch(plain(name)) if not on else _OUT.fullmatch(plain(name)) or _TURNED.fullmatch(plain(name)))
+    means = (_OUT, _TURNED) if switch(value) else (_IN,)
+    return any(one.fullmatch(plain(name)) for one in means)
 
 
 _OF_EACH = _pattern(
@@ -215,7 +224,7 @@ def judges_each(name: str, value: Any, count: int) -> bool:
     if all(isinstance(one, Mapping) for one in value):
         return _holds_judgement(list(value))
     if _are_numbers(value):
-        return not _OF_EACH.fullmatch(plain(name))
+        return judges(name) or not _OF_EACH.fullmatch(plain(name))
     found = {word for one in value if isinstance(one, str) for word in re.split(r"[^a-z]+", one.lower())}
     return all(isinstance(one, str) for one in value) and len(set(value)) > 1 and not found.isdisjoint(_VALUED)
 

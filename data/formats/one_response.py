@@ -36,7 +36,7 @@ def single(messages: tuple[Message, ...], text: str, row: Mapping[str, Any]) -> 
     name = first_of(row, THOUGHTS)
     thought = "" if name is None or is_flag(row[name]) else _thought(row[name], name)
     notes: tuple[str, ...] = ()
-    if thought and thought not in text:
+    if thought and text.strip() and thought not in text:  # behind which nothing stands, an empty response is one
         if "</think>" in text:
             raise Reject(f"its response holds reasoning of its own, and {name} other")
         text, notes = with_reasoning(thought, text), (REASONING,)

@@ -13,6 +13,7 @@ from data.formats.columns import judges_each, named_by, number_lists, plain, rul
 from data.formats.near import near_fits, near_inside
 from data.formats.one_response import LABELS
 from data.formats.public_sets import set_of
+from data.formats.rankings import MARKS
 from data.formats.reading import in_order, read, under_our_names
 from data.formats.rows import CLOSED, Doubtful, Near, NoFormat, Reject, Row, Unlabelled, Unread, quoted
 from data.formats.transcripts import unclosed
@@ -75,7 +76,8 @@ def parse(
     Raises:
         NoFormat: no format fits.
         Unread: a column would be lost.
-        Unlabelled: its one response has a column for a label, and nothing stands there.
+        Unlabelled: its one response has a column for a label, or its several one for what ranks them, and nothing
+            stands there.
         Reject: the row is wrong.
         UserError: there is no such format.
     """
@@ -101,7 +103,9 @@ def parse(
     if group_by is not None:
         named = row if row.get(group_by) is not None else given
         if group_by not in named:
-            raise Reject(f"it has no column '{group_by}' to group by")
+            raise Reject(f"it has no column '{group_by}' to group by, or nothing stands there")
+        if blank(named[group_by]):
+            raise Reject(f"nothing stands in its column '{group_by}' to group by")
         group = f"{group_by}={string(named[group_by], group_by)}"
     category = _category(given, name)
     others = {k: v for k, v in (under_our_names(row, columns) if ignore or public else given).items() if k not in ASKED}
@@ -114,7 +118,22 @@ def parse(
             name,
             placed,
         )
+    if in_order(given, name) > 1 and (column := _blank_mark(row, columns, (*ignore, *known))):
+        raise Unlabelled(
+            f"its {column} is blank, and other rows have one: which of its responses is better, nobody knows; to take "
+            f"all in the order in which they stand, best first, write `ignore: [{quoted(column)}]`",
+            name,
+            placed,
+            column,
+        )
     return name, placed
+
+
+def _blank_mark(row: Mapping[str, Any], columns: Mapping[str, str], known: Collection[str]) -> str:
+    """The blank column that would rank a row's responses; empty where there is none."""
+    ours = {their: our for our, their in columns.items()}
+    blanks = (str(k) for k, v in row.items() if blank(v) and plain(ours.get(str(k), str(k))) in MARKS)
+    return next((column for column in blanks if not named_by(column, known)), "")
 
 
 def _blank_label(

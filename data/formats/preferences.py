@@ -51,6 +51,8 @@ def _check_repeated(turns: list[Any], name: str, made: Row) -> None:
 def _next_steps(row: Mapping[str, Any]) -> list[Row]:
     """The next step of a solution: both responses begin with the steps before it."""
     before = string(row["initial_reason_steps"], "initial_reason_steps")
+    if without := next((name for name in ("chosen", "rejected") if blank(row[name])), None):
+        raise Reject(f"{without} is blank: no step follows those before it")
     return _preference({k: before + string(v, k) if k in ("chosen", "rejected") else v for k, v in row.items()})
 
 

@@ -147,7 +147,7 @@ def _agreeing(items: Sequence[Mapping[str, Any]], name: str) -> tuple[str, ...]:
         if len(set(first)) == 1 or len(set(second)) == 1:
             continue
         for a, b in ((first, second), (second, first)):
-            if any(x == max(a) and y == min(b) for x, y in zip(a, b, strict=True)):
+            if {y for x, y in zip(a, b, strict=True) if x == max(a)} == {min(b)}:
                 raise Reject(
                     f"{one} and {other} in {name} contradict each other: one has the best response where the other has "
                     "the worst; leave one of the two out"
@@ -199,6 +199,8 @@ _SAMPLES = ("completions", "answers", "outputs", "generations", "samples")
 LISTS = ("responses", "completions", "answers", "outputs", "generations", "samples", "candidates", "options", "choices")
 _POINTS = ("best_index", "best_idx", "chosen_index", "chosen_idx", "preferred_index", "best_response_index")
 _BEST = (*_POINTS, "best_response", "best_answer", "best", "chosen", "selected", "preferred", "winner")
+MARKS = frozenset({*RANKS, *SCORES, *_BEST})
+"""Columns that say which of several responses is better."""
 
 
 def _best_of(row: Mapping[str, Any]) -> list[Row]:

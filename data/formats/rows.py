@@ -44,11 +44,14 @@ class Doubtful(Reject):
 
 
 class Unlabelled(Reject):
-    """A row whose label is blank; ``format`` and ``rows`` are what it is where nobody labels anything."""
+    """A row whose judgement is blank; ``format`` and ``rows`` are what it is where no row of its file has one.
 
-    def __init__(self, message: str, format: str, rows: list[Row]) -> None:
+    ``column`` is what would rank its responses, and empty where a label is missing.
+    """
+
+    def __init__(self, message: str, format: str, rows: list[Row], column: str = "") -> None:
         super().__init__(message)
-        self.format, self.rows = format, rows
+        self.format, self.rows, self.column = format, rows, column
 
 
 class Unread(Reject):

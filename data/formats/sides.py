@@ -77,6 +77,8 @@ VERDICTS = (
 INDICES = words("label choice gold_label human_label better_response_id annotation")
 """Verdicts whose numbers count from 0 in some files and from 1 in others."""
 
+MIDDLES = {("0", "1"): "0.5", ("1", "2"): "1.5"}
+"""Numbers that stand between two sides: a tie."""
 _TIE = words("tie tied draw equal equally same both bothbad neither none c")
 _LEANS = re.compile(r"([a-z0-9]+)\s*(>+|<+|=+|~)\s*([a-z0-9]+)")
 
@@ -201,23 +203,27 @@ def several_sides(names: frozenset[str]) -> Series | None:
         for at, token in enumerate(tokens):
             if re.fullmatch(r"\d{1,2}|[a-z]", token):
                 found.setdefault((*tokens[:at], "#", *tokens[at + 1 :]), {})[token] = name
-    texts: dict[str, str] = {}
+    texts = [columns for key, columns in found.items() if len(columns) > 1 and _is_text(set(key))]
     for key, columns in found.items():
-        rest = {word for word in key if word != "#"}
-        if len(columns) > 1 and (rest <= TEXT or (rest <= TEXT | OF_A_MODEL and rest & TEXT)):
-            texts = texts or columns
-    question = _named(names, ASKED, texts.values())
-    for key, columns in found.items():
-        rest = {word for word in key if word != "#"}
+        rest = set(key) - {"#"}
         by_rank = bool(rest & words("rank ranking")) and rest <= TEXT | words("rank ranking")
-        marks = by_rank or (rest & GRADE and rest <= GRADE | TEXT)
-        enough = len(columns) > 1 and (by_rank or len(texts) > 2)
-        if marks and enough and question and columns.keys() <= texts.keys():
-            pairs = tuple((texts[token], columns[token]) for token in texts if token in columns)
-            unmarked = tuple(name for token, name in texts.items() if token not in columns)
-            more = frozenset(name for other, own in found.items() if _describes(other) for name in own.values())
-            return Series(pairs, unmarked, question, by_rank, _more(names, question) | more)
+        own = max((one for one in texts if columns.keys() <= one.keys()), key=len, default={})
+        question = _named(names, ASKED, own.values())
+        if not (by_rank or (rest & GRADE and rest <= GRADE | TEXT)) or len(columns) < 2 or not own or not question:
+            continue
+        if len(own) == 2 and not by_rank and two_sides(names) is not None:
+            continue
+        pairs = tuple((own[token], columns[token]) for token in own if token in columns)
+        unmarked = tuple(name for token, name in own.items() if token not in columns)
+        more = frozenset(name for other, its in found.items() if _describes(other) for name in its.values())
+        return Series(pairs, unmarked, question, by_rank, _more(names, question) | more)
     return None
+
+
+def _is_text(key: set[Any]) -> bool:
+    """Whether columns that share these words, and # for what tells them apart, hold responses."""
+    rest = key - {"#"}
+    return rest <= TEXT or bool(rest <= TEXT | OF_A_MODEL and rest & TEXT)
 
 
 def _several(row: Mapping[str, Any]) -> list[Row]:
@@ -225,8 +231,9 @@ def _several(row: Mapping[str, Any]) -> list[Row]:
     assert found is not None
     if alone := next((name for name in found.unmarked if row[name] != ""), None):
         raise Reject(f"{alone} has no {'rank' if found.by_rank else 'score'}")
-    texts = [answer(row[text], text) for text, _ in found.pairs]
-    marks = [number(row[mark], mark) for _, mark in found.pairs]
+    given = [(text, mark) for text, mark in found.pairs if (row[text], row[mark]) != ("", "")]
+    texts = [answer(row[text], text) for text, _ in given]
+    marks = [number(row[mark], mark) for _, mark in given]
     messages = _asked(row, found.question)
     if not found.by_rank:
         return [scored(messages, texts, marks)]
@@ -307,6 +314,8 @@ def _won(row: Mapping[str, Any], found: Found, texts: tuple[str, str]) -> int | 
     if re.fullmatch(r"-?\d+(\.\d+)?", word):
         if word in found.tokens and (found.tokens == ("0", "1") or plain(name) not in INDICES):
             return found.tokens.index(word)
+        if word == MIDDLES.get(found.tokens):
+            return None
         raise Doubtful(
             f"{name} is {word}, which may count from 0 or from 1, or be a score. {_by_where(found, value)}",
             numbered(name),

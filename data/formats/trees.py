@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from data.formats.columns import switch
 from data.formats.ranking import ranking, unranked
 from data.formats.rows import DELETED, REVIEWED, Format, Reject, Row
 from data.formats.turns import ROLES
-from data.formats.values import number, string
+from data.formats.values import blank, number, string
 from data.records import Message
 from data.storage.branches import Branches
 
@@ -70,7 +71,7 @@ def _node(row: Mapping[str, Any]) -> list[Row]:
 
 
 def _rows_of(root: Any) -> list[Row]:
-    if isinstance(root, Mapping) and root.get("review_result") is False:
+    if isinstance(root, Mapping) and switch(root.get("review_result")) is False:
         raise Reject("a review turned its first message down: review_result is false")
     rows: list[Row] = []
     unanswered: tuple[str, ...] = ()
@@ -81,8 +82,8 @@ def _rows_of(root: Any) -> list[Row]:
         so_far = (*before, turn)
         if len(so_far) > DEEPEST:
             raise Reject(f"its tree is deeper than {DEEPEST} turns")
-        there = [r for r in node.get("replies") or [] if not (isinstance(r, Mapping) and r.get("deleted"))]
-        replies = [r for r in there if not (isinstance(r, Mapping) and r.get("review_result") is False)]
+        there = [r for r in node.get("replies") or [] if not (isinstance(r, Mapping) and _is_deleted(r))]
+        replies = [r for r in there if not (isinstance(r, Mapping) and switch(r.get("review_result")) is False)]
         if turn.role == "user":
             notes = (DELETED,) * (len(node.get("replies") or []) - len(there))
             notes += (REVIEWED,) * (len(there) - len(replies))
@@ -95,6 +96,11 @@ def _rows_of(root: Any) -> list[Row]:
     if not rows:
         raise Reject("its tree has no message of a user")
     return [replace(rows[0], notes=(*rows[0].notes, *unanswered)), *rows[1:]] if unanswered else rows
+
+
+def _is_deleted(node: Mapping[str, Any]) -> bool:
+    mark = node.get("deleted")
+    return bool(mark) and switch(mark) is not False
 
 
 def _turn(node: Any) -> Message:
@@ -117,7 +123,7 @@ def _answers(asked: tuple[Message, ...], replies: list[Any], notes: tuple[str, .
         return []
     if len(given) == 1:
         return [Row(messages=asked, answers=(given[0][0],), ranks=(0,), notes=notes)]
-    ranked = [(text, number(rank, "rank")) for text, rank in given if rank is not None]
+    ranked = [(text, number(rank, "rank")) for text, rank in given if not blank(rank)]
     if not ranked:
         return [unranked(asked, [text for text, _ in given])]
     if any(not r.is_integer() or r < 0 for _, r in ranked):

@@ -87,7 +87,7 @@ def message(turn: Any, name: str) -> Message:
     if calls and role != "assistant":
         raise Reject(f"{name} has a turn of {said} that calls a tool")
     thought = next((turn[k] for k in ("reasoning_content", "reasoning", "thinking") if not blank(turn.get(k))), None)
-    if thought is not None:
+    if thought is not None and (text.strip() or calls):
         text = with_reasoning(string(thought, f"the reasoning of a turn in {name}"), text)
     return Message(
         role=role,
@@ -158,7 +158,7 @@ def _content(value: Any, name: str) -> tuple[str, list[Any]]:
         else:
             raise Reject(f"{name} has a part of type {what[:40]!r}, which nothing reads")
     text = "".join(texts)
-    return (with_reasoning(thought, text) if thought else text), calls
+    return (with_reasoning(thought, text) if thought and (text.strip() or calls) else text), calls
 
 
 def _article(what: str) -> str:

@@ -93,7 +93,7 @@ def liked(value: Any, name: str) -> bool:
 def kind(value: Any) -> str:
     names = {str: "text", dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
     names |= {bytes: "bytes", int: "a number", float: "a number"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    return "text" if isinstance(value, str) else names.get(type(value), f"a {type(value).__name__}")
 
 
 def listed(value: Any, name: str) -> list[Any]:

@@ -33,7 +33,7 @@ def cell(key: str, value: str) -> Any:
     may begin with a bracket too.
     """
     if value.lstrip()[:1] not in ("[", "{"):
-        return value or BLANK
+        return value if value.strip() else BLANK
     loaded = _loaded(value.strip())
     if loaded is None:
         return value
