@@ -33,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     )
     tiny_lm(vocab_size=len(tokenizer), max_position_embeddings=128).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    shown = [{"prompt": f"q{n}", "completion": "good\nUser: more"} for n in range(12)]
+    shown = [{"prompt": "Hello" + "!" * n, "completion": "good\nUser: more"} for n in range(12)]  # the card says Hello
     (folder / "d.jsonl").write_text("\n".join(map(json.dumps, shown)) + "\n")
     recipe = {
         "base": "./base",
