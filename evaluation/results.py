@@ -51,7 +51,8 @@ def assemble(
     Without a judge nothing is compared.
     ``score`` is the judge itself, from one response a row to one number a row: with it trivial responses are judged
     too; ``others`` are further judges that are tested so (the run's other reward models). ``accuracy`` is what is known
-    of a judge's order of held-out pairs: ``share`` right, its ``ci95`` and ``n`` pairs, by the judge's name.
+    of a judge's order of held-out pairs: ``share`` right, its ``ci95`` and ``n`` pairs, by the judge's name; a judge
+    that learnt and was tested on no pair has no share there.
     ``optimised`` says whether a system was trained on the judge ``reward``.
 
     Raises:
@@ -242,7 +243,7 @@ def about_judge(comparisons: Sequence[Mapping[str, Any]], accuracy: Mapping[str,
     """
     kept = ("win_rate", "ci95", "n", "verdict")
     fooled = any(c["verdict"] == "better" for c in comparisons)
-    unknown = not comparisons or (accuracy is not None and not accuracy.get("ci95"))
+    unknown = not comparisons or without_interval(accuracy)
     return {
         "reliable": False if fooled or as_a_coin(accuracy) else None if unknown else True,
         **({"accuracy": dict(accuracy)} if accuracy is not None else {}),
@@ -256,6 +257,11 @@ def as_a_coin(accuracy: Mapping[str, Any] | None) -> bool:
     return ci is not None and ci[0] <= COIN
 
 
+def without_interval(accuracy: Mapping[str, Any] | None) -> bool:
+    """Whether a judge that learnt was tested on too few held-out pairs for an interval, or on none."""
+    return accuracy is not None and not accuracy.get("ci95")
+
+
 def distrust(
     judge: str,
     comparisons: Sequence[Mapping[str, Any]],
@@ -263,7 +269,7 @@ def distrust(
     main: bool = True,
 ) -> list[str]:
     """A sentence for every adversary that a judge prefers to the reference system, and one where it orders held-out
-    pairs as a coin does."""
+    pairs as a coin does; of a judge that learnt and gives no such reason, one where too few pairs have tested it."""
     models = {"reward": "As a judge the reward model", "held_out_reward": "As a judge the held-out reward model"}
     who = "The judge" if main else models.get(judge, f"The judge '{judge}'")
     said = [
@@ -277,6 +283,10 @@ def distrust(
             f"{who} is unreliable: it orders {100 * share:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of "
             f"{accuracy['n']:,} held-out pairs right, which a coin may do as well."
         )
+    if accuracy is not None and without_interval(accuracy) and not said:
+        pairs = accuracy.get("n") or 0
+        few = f"{pairs:,} held-out pairs are too few for an interval" if pairs else "no held-out pairs tested it"
+        said.append(f"{who} is untested: {few}, so that nothing shows it to be better than a coin.")
     return said
 
 

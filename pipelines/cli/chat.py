@@ -63,6 +63,8 @@ class Chat:
     def run(self) -> None:
         """Talk until /quit or the end of input; votes not yet saved are saved."""
         names = " and ".join(s.name for s in self.room.speakers)
+        for text in self.room.left_out:
+            self._say(text)
         self._say(f"{names}: temperature {self.temperature:g}, at most {self.max_new_tokens} tokens; /help, /quit")
         while True:
             try:

@@ -23,6 +23,8 @@ def serve(target: str, stage: str | None, port: int) -> None:
     room = open_speakers(target, stage)
     with loopback.serving(Application(room, target), port) as address:
         names = [speaker.name for speaker in room.speakers]
+        for text in room.left_out:
+            print(text)
         print(
             MESSAGE.format(target=target, address=address, names=", ".join(names), default=names[-1]),
             flush=True,

@@ -35,7 +35,7 @@ from stages.remote_rollouts import rollout_servers
 from stages.safe_points.checkpoints import State
 from stages.stage import StageContext, StageResult
 
-VERSION = 20
+VERSION = 21
 
 
 def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
@@ -83,14 +83,17 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
 
 
 def accuracy_of(context: StageContext) -> dict[str, dict[str, Any]]:
-    """How the run's reward models order held-out pairs, by the names that they have as judges."""
+    """How the run's reward models order held-out pairs, by the names that they have as judges.
+
+    A model that was tested on none, or of whose test its folder says nothing (a reward model from elsewhere), has no
+    share and 0 pairs.
+    """
     made = read_artifact(context.inputs["reward"]) if "reward" in context.inputs else None
     own = dict(made.metrics) if made else {}
     known = {"reward": own, "held_out_reward": own.get("watcher") or {}}
     return {
-        judge: {"share": m["pair_accuracy"], "ci95": m.get("pair_accuracy_ci95"), "n": m.get("pairs", 0)}
+        judge: {"share": m.get("pair_accuracy"), "ci95": m.get("pair_accuracy_ci95"), "n": m.get("pairs", 0)}
         for judge, m in known.items()
-        if m.get("pair_accuracy") is not None
     }
 
 

@@ -133,6 +133,10 @@ class LoadedModels:
             raise refusal(self.spec.name)
         return self._load("base", self.spec)
 
+    def stand_on(self, base: SharedBase) -> None:
+        """Take a base that is in memory already for the one that stages stand on, which it must be."""
+        self._bases["base"] = base
+
     def renderer(self) -> Renderer:
         base, recipe = self.base(), self.recipe
         strings = (*recipe.stop_strings, *base.extra_stop_strings)

@@ -32,7 +32,7 @@ SCRATCH = "scratch"
 """The base that the run pretrains itself."""
 FEW, MANY, USUAL = 500, 20_000, 0.1
 """Rows below which a fifth is held out, from which on it is about 2,000 of them, and the share between."""
-SHOWN, MOST = 25, 0.4
+SHOWN, MAX_SHARE = 25, 0.4
 """Of few rows so many are held out, with which something can be shown, but no larger share than this."""
 KNOBS = {
     "ppo": {
@@ -225,7 +225,8 @@ def _held_out(wanted: Wanted) -> float | str:
     rows = sum(asked) or max(one.found.rows for one in wanted.given)
     if rows < FEW:
         answered = any(one.part != "documents" for one in wanted.given)
-        return max(2 * USUAL, min(MOST, round(SHOWN / rows, 2)) if answered else 0)
+        all_few = max(one.found.rows for one in wanted.given) < FEW  # the share is of all files, also of large ones
+        return max(2 * USUAL, min(MAX_SHARE, round(SHOWN / rows, 2)) if answered and all_few else 0)
     return USUAL if rows <= MANY else max(0.001, round(USUAL * MANY / rows, 3))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError, create_model
 
 from data.common.errors import UserError
+from data.common.strict_json import read_object
 from data.local_files import why_absent
 from pipelines.loading.checks import AMOUNTS, default_stages, fill_in, problems_across
 from pipelines.loading.idle import idle
@@ -22,7 +23,7 @@ from pipelines.recipe.renamed import in_new_names, old_names
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.yaml_source import Source, apply_override, read_text
 from pipelines.stages.table import STAGES
-from pipelines.workspace.kept_recipes import FOLDER, kept
+from pipelines.workspace.kept_recipes import kept_file
 from pipelines.workspace.run_folder import RECIPE, is_run
 
 
@@ -53,11 +54,12 @@ def load_kept(run: Path, stage: str) -> Recipe | None:
     """The recipe that a stage's result in a run was made with; None where it was not kept, as in runs of before.
 
     Raises:
-        UserError: what is there is no recipe.
+        UserError: what is there is no recipe; the file is named.
     """
-    if (found := kept(run, stage)) is None:
+    if (file := kept_file(run, stage)) is None:
         return None
-    source = in_new_names(Source(name=str(run / FOLDER), data=found.get("recipe") or {}))
+    found = read_object(file)
+    source = in_new_names(Source(name=str(file), data=found.get("recipe") or {}))
     return _checked(source, Path(found.get("recipe_folder") or run), resolved=True, may_idle=True)
 
 

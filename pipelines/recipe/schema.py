@@ -6,8 +6,9 @@ It knows every stage's settings but nothing of files, models or how a stage runs
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, JsonValue
@@ -123,6 +124,11 @@ class Recipe(Config):
 
 def resolved_yaml(recipe: Recipe) -> str:
     """Every setting with its value, in the order of the classes: the same recipe gives the same text."""
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return settings_yaml(recipe.model_dump(mode="json"))
+
+
+def settings_yaml(settings: Mapping[str, Any]) -> str:
+    """The text of a resolved recipe's plain values."""
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120)
     # PyYAML writes 1e-05, which YAML 1.1 readers take for text
     return re.sub(r"(?m)(?<=[ \[])(-?\d+)(e[-+]?\d+)(?=$|[,\]])", r"\1.0\2", text)

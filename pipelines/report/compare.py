@@ -17,9 +17,8 @@ import yaml
 from data.common.errors import UserError
 from data.common.number_format import duration
 from pipelines.report import charts
-from pipelines.report import reward_card as report_reward
 from pipelines.report.evaluation import system_rows
-from pipelines.report.page import fill, frontier, view
+from pipelines.report.page import fill, frontier, gate_of, view
 from pipelines.report.run_files import RunFiles, read_run
 from pipelines.report.stage_facts import stage_rows
 from pipelines.stages.table import STAGES, title_of
@@ -71,7 +70,7 @@ def page(runs: Mapping[str, RunFiles]) -> str:
         "names": list(runs),
         "colours": [c[1:] for c in COLOURS],
         "runs": [_about(name, files) for name, files in runs.items()],
-        "recipes": recipe_differences({name: files.recipe for name, files in runs.items()}),
+        "recipes": recipe_differences({name: files.shown_recipe for name, files in runs.items()}),
         "systems": _systems(runs),
         "notes": _notes(runs) + [f"{name}: {note}" for name, files in runs.items() for note in files.notes],
         "costs": _costs(runs),
@@ -113,7 +112,7 @@ def _about(name: str, files: RunFiles) -> dict[str, Any]:
     return {k: seen[k] for k in ("headline", "questions", "seed", "warnings")} | {
         "name": name,
         "path": str(files.path),
-        "gate": report_reward.gate_outcome(files.card, files.recipe),
+        "gate": gate_of(files),
     }
 
 

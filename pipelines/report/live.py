@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 
 from models.backbone.artifacts import MANIFEST
+from pipelines.workspace.kept_recipes import FOLDER
 from pipelines.workspace.run_folder import RECIPE, RUN
 
 EVERY = 3  # seconds
@@ -35,7 +36,7 @@ REFRESH = """<script>
 
 def version(run: Path) -> str:
     """Changes whenever a file that the report reads does."""
-    names = (RUN, RECIPE, "*/metrics.jsonl", f"*/{MANIFEST}", "evaluation/*.json*")
+    names = (RUN, RECIPE, f"{FOLDER}/*.json", "*/metrics.jsonl", f"*/{MANIFEST}", "evaluation/*.json*")
     files = sorted({f for name in names for f in run.glob(name)})
     stats = []
     for file in files:

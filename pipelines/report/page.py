@@ -1,12 +1,11 @@
 """A run folder as one self-contained ``report.html``: what happened, in words first.
 
-Reads what is there - ``run.json``, ``recipe.yaml``, manifests, metrics, evaluation - and says nothing about the rest,
-so that an unfinished run has a report as well. This module knows nothing of models and computes no statistics.
+Reads what is there - ``run.json``, recipes, manifests, metrics, evaluation - and says nothing about the rest, so that
+an unfinished run has a report as well. This module knows nothing of models and computes no statistics.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from data.common.number_format import duration, number
 from pipelines.report import charts, first_screen
 from pipelines.report import evaluation as report_evaluation
 from pipelines.report import reward_card as report_reward
+from pipelines.report.again import command, seed_of
 from pipelines.report.curves_csv import as_csv
 from pipelines.report.evaluation import comparison_rows, shown_columns, system_rows
 from pipelines.report.names import judge_name
@@ -55,7 +55,7 @@ def view(files: RunFiles) -> dict[str, Any]:
     """Everything that the template shows, as plain values."""
     results, run = files.results, files.run
     stages = stage_rows(files)
-    gate = report_reward.gate_outcome(files.card, files.recipe)
+    gate = gate_of(files)
     words = _words(files, stages, gate)
     figures = _figures(files, stages)
     table = as_csv(files.metrics)
@@ -64,7 +64,7 @@ def view(files: RunFiles) -> dict[str, Any]:
     warnings = [*outdated(files.path).values(), *map(str, results.get("warnings", [])), *training_warnings(files)]
     return {
         "name": run.get("name") or files.path.resolve().name,
-        "seed": run.get("seed"),
+        "seed": words.seed,
         "headline": headline(words),
         "metrics": first_screen.metrics_in_short(results, words.main),
         "lost": first_screen.lost_rows(run, files.manifests, warnings),
@@ -91,7 +91,7 @@ def view(files: RunFiles) -> dict[str, Any]:
         "stages": stages,
         "total_seconds": duration(sum(s["seconds"] or 0 for s in stages), 1) if stages else "",
         "facts": facts(files),
-        "recipe": files.recipe,
+        "recipe": files.shown_recipe,
         "command": words.command,
     }
 
@@ -106,9 +106,9 @@ def _words(files: RunFiles, stages: list[dict[str, Any]], gate: Any) -> Words:
         card=files.card or {"accuracy": {k: accuracy.get(v) for k, v in found.items()}},
         gate=gate,
         failed=report_reward.failed_lines(files.card),
-        command=command(files.path),
-        seed=files.run.get("seed"),
-        asked=tuple(s for s in first_screen.asked_for(files.recipe) if s not in given),
+        command=command(files),
+        seed=seed_of(files),
+        asked=tuple(s for s in first_screen.asked_for(files.shown_recipe) if s not in given),
         stages=stages,
         learnt=first_screen.first_curves(files.manifests),
     )
@@ -119,12 +119,9 @@ def reward_metrics(files: RunFiles) -> Mapping[str, Any]:
     return files.manifests.get("reward", {}).get("metrics") or {}
 
 
-def command(path: Path) -> str:
-    """The command that repeats the run from its resolved recipe, next to the old folder, relative where it can be."""
-    here = Path.cwd()
-    path = path.resolve()
-    path = path.relative_to(here) if path.is_relative_to(here) else path
-    return f"trivet run {shlex.quote(str(path / RECIPE))} --run-dir {shlex.quote(str(path) + '-again')}"
+def gate_of(files: RunFiles) -> dict[str, Any] | None:
+    """What the card means for the gate before the PPO of this run; without PPO, for that of the reward stage."""
+    return report_reward.gate_outcome(files.card, files.recipe_of("ppo", "reward"))
 
 
 def _figures(files: RunFiles, stages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -143,7 +140,7 @@ def _figures(files: RunFiles, stages: list[dict[str, Any]]) -> dict[str, Any]:
 def frontier(files: RunFiles, systems: Mapping[str, Any]) -> dict[str, Any] | None:
     """Reward against KL of one run."""
     kept = (files.manifests.get("ppo", {}).get("metrics") or {}).get("kept_update")
-    scale = report_reward.training_scale(files.recipe, reward_metrics(files))
+    scale = report_reward.training_scale(files.recipe_of("ppo"), reward_metrics(files))
     return charts.reward_against_kl(files.metrics.get("ppo", []), systems, kept, scale)
 
 

@@ -248,6 +248,10 @@ class Sample(Shape):
     systems: dict[str, SampleScores]
 
 
+class KeptRecipe(Shape):
+    recipe: dict[str, Any]
+
+
 RUN_SHAPE: type[BaseModel] = RunEntries
 
 

@@ -69,7 +69,7 @@ class Words:
         return (self.results.get("judges") or {}).get(name) or {}
 
     def standing(self, name: Any) -> str:
-        """``unreliable``, ``untested`` (a reward model with too few held-out pairs for an interval) or ''."""
+        """``unreliable``, ``untested`` (a reward model with no held-out pairs, or too few for an interval), or ''."""
         judge = self.judge(name)
         if judge.get("reliable") is False:
             return "unreliable"
@@ -89,8 +89,9 @@ class Words:
         if not standing:
             return ""
         if standing == "untested":
-            pairs = f"{judge['accuracy'].get('n', 0):,} held-out pairs"
-            return f"Nothing shows that this judge is better than a coin: {pairs} are too few for an interval."
+            pairs = judge["accuracy"].get("n") or 0
+            few = f"{pairs:,} held-out pairs are too few for an interval" if pairs else "no held-out pairs tested it"
+            return f"Nothing shows that this judge is better than a coin: {few}."
         fooled = [n for n, one in (judge.get("adversaries") or {}).items() if one.get("verdict") == "better"]
         liked = " and ".join(TRIVIAL.get(name, name.replace("_", " ")) for name in fooled)
         why = [f"whatever the prompt, it prefers {liked}"] if fooled else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from models.roles.files import new_tokens_of
 from models.roles.shared_base import SharedBase
 from models.sampling.generate import SamplingParams
 from models.sampling.stream import stream
-from pipelines.workspace.run_folder import run_of
+from pipelines.workspace.run_folder import is_run, run_of
 from reward.model import RewardModel
 
 
@@ -73,11 +73,15 @@ class Speaker:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """The speakers, and the reward model where there is one."""
+    """The speakers, and the reward model where there is one.
+
+    ``left_out`` says what lies there besides and could not be opened, and why.
+    """
 
     speakers: tuple[Speaker, ...]
     reward: RewardModel | None
     max_new_tokens: int
+    left_out: tuple[str, ...] = ()
 
     def fitting(self, messages: Sequence[Message], max_new_tokens: int) -> list[Message]:
         """The newest messages that leave every speaker room for a response; a system prompt stays, a user is first.
@@ -131,7 +135,7 @@ def open_room(target: str, stage: str | None = None, compare_with: str | None = 
 
 
 def _check_there(target: str) -> None:
-    """Refuse a path below a folder of this machine, where nothing is, which would be asked for on the hub.
+    """Refuse a path below a folder of runs, where nothing is, which would be asked for on the hub.
 
     Raises:
         UserError: names the path.
@@ -139,13 +143,14 @@ def _check_there(target: str) -> None:
     path = Path(target)
     if path.exists():
         return
-    spec = resolve_base(target, base_dir=Path.cwd())
-    if spec.family == "hub" and Path(path.parts[0]).is_dir() and local_folder(spec.source, spec.revision) is None:
-        there = sorted(one.name for one in Path(path.parts[0]).iterdir() if one.is_dir())
-        raise UserError(
-            f"{target}: there is no such run or folder.{nearest(path.name, there)} `trivet ls {path.parts[0]}` lists "
-            "the runs there; a model of the hub is fetched by this name where no folder of its first part is"
-        )
+    spec, folder = resolve_base(target, base_dir=Path.cwd()), Path(path.parts[0])
+    if spec.family == "hub" and folder.is_dir() and local_folder(spec.source, spec.revision) is None:
+        runs = sorted(one.name for one in folder.iterdir() if is_run(one))
+        if runs:
+            raise UserError(
+                f"{target}: there is no such run or folder.{nearest(path.name, runs)} `trivet ls {folder}` lists the "
+                "runs there; a model of the hub is fetched by this name where its first part is no folder of runs"
+            )
 
 
 def open_speakers(target: str, stage: str | None = None) -> Room:
@@ -155,31 +160,34 @@ def open_speakers(target: str, stage: str | None = None) -> Room:
         UserError: nothing loadable there, or an unknown or unfinished stage.
     """
     path = Path(target)
-    if stage is not None or run_of(path) is None:
+    if run_of(path) is None:
         return open_room(target, stage)
-    from pipelines.run.open_run import open_run
-
-    last = stage_of(path, open_run(path), None)
-    pipeline = open_run(path, stage=last)
-    speaker = _speaker_of(pipeline)
-    names = [*(name for name in _finished(pipeline) if name != last), last]
-    return Room(speakers=tuple(map(speaker, names)), reward=None, max_new_tokens=_longest(pipeline))
+    run = _OpenRun(path, stage)
+    asked, others, left_out = run.speaker(run.stage), list[Speaker](), list[str]()
+    for name in _finished(run.pipeline) if stage is None else ():
+        if name != run.stage:
+            try:
+                others.append(run.speaker(name))
+            except UserError as error:
+                left_out.append(f"{name} is left out: {error}")
+    limit = _longest(run.pipeline)
+    return Room(speakers=(*others, asked), reward=None, max_new_tokens=limit, left_out=tuple(left_out))
 
 
 def _of_run(path: Path, stage: str | None, compare_with: str | None) -> Room:
-    from pipelines.run.open_run import is_done, open_run, stage_folder
-
-    stage = stage_of(path, open_run(path), stage)
-    pipeline = open_run(path, stage=stage)
-    base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
-    speaker = _speaker_of(pipeline)
-    speakers = [speaker(stage)]
+    run = _OpenRun(path, stage)
+    speakers, found, left_out = [run.speaker(run.stage)], None, list[str]()
     if compare_with in ROLES:
-        speakers.append(speaker(compare_with))
+        speakers.append(run.speaker(compare_with))
     elif compare_with is not None:
-        speakers.append(_guest(compare_with, base, renderer, _identity(pipeline)))
-    found = pipeline.loaded.load_reward(stage_folder(pipeline, "reward")) if is_done(pipeline, "reward") else None
-    return Room(speakers=tuple(speakers), reward=found, max_new_tokens=_longest(pipeline))
+        first = speakers[0]
+        speakers.append(_guest(compare_with, first.base, first.renderer, _identity(run.pipeline)))
+    try:
+        found = run.reward()
+    except UserError as error:
+        left_out.append(f"no reward stands beside responses: {error}")
+    limit = _longest(run.pipeline)
+    return Room(speakers=tuple(speakers), reward=found, max_new_tokens=limit, left_out=tuple(left_out))
 
 
 def _longest(pipeline: Any) -> int:
@@ -188,18 +196,68 @@ def _longest(pipeline: Any) -> int:
     return response_limit(pipeline.recipe)
 
 
-def _speaker_of(pipeline: Any) -> Callable[[str], Speaker]:
-    """Stages of a run as speakers on its one base, loaded when they are asked for."""
-    from pipelines.run.open_run import stage_folder
+class _OpenRun:
+    """A run whose results are opened each with its own recipe, in memory on one base where they stand on the same.
 
-    base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
+    Args:
+        path: as for ``stage_of``, like ``stage``.
 
-    def speaker(name: str) -> Speaker:
+    Raises:
+        UserError: an unknown stage.
+    """
+
+    def __init__(self, path: Path, stage: str | None) -> None:
+        from pipelines.run.open_run import open_run
+
+        self.stage = stage_of(path, open_run(path), stage)
+        self.pipeline = open_run(path, stage=self.stage)
+
+    def speaker(self, name: str) -> Speaker:
+        """A stage's model, or the base.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        from pipelines.run.open_run import stage_folder
+
+        pipeline = self._opened(name)
+        base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
         if name != "base" and ROLES[name] not in base.roles:
             pipeline.loaded.load("sft", ROLES[name], stage_folder(pipeline, name))
         return Speaker(name=name, base=base, role=ROLES[name], renderer=renderer)
 
-    return speaker
+    def reward(self) -> RewardModel | None:
+        """The reward model, where the run has one.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        from pipelines.run.open_run import is_done, stage_folder
+
+        if not is_done(self.pipeline, "reward"):
+            return None
+        pipeline = self._opened("reward")
+        made: RewardModel = pipeline.loaded.load_reward(stage_folder(pipeline, "reward"))
+        return made
+
+    def _opened(self, stage: str) -> Any:
+        """The run with the recipe of a stage's result; where that has none of its own, as the stage that is asked."""
+        from pipelines.run.open_run import open_run
+        from pipelines.workspace.kept_recipes import kept_file
+
+        own = stage not in ("base", self.stage) and stage not in self.pipeline.given
+        if not own or kept_file(self.pipeline.run_dir, stage) is None:
+            return self.pipeline
+        other = open_run(self.pipeline.run_dir, stage=stage)
+        if _base_of(other) == _base_of(self.pipeline):
+            other.loaded.stand_on(self.pipeline.loaded.base())
+        return other
+
+
+def _base_of(pipeline: Any) -> tuple[Any, ...]:
+    """All that says whether results of one run can stand on one base in memory."""
+    recipe, device = pipeline.recipe, pipeline.processes.device
+    return _identity(pipeline), device, recipe.runtime.dtype, recipe.runtime.quantize, recipe.adapter.positions
 
 
 def _finished(pipeline: Any) -> list[str]:
@@ -247,14 +305,14 @@ def _guest(compare_with: str, base: SharedBase, renderer: Renderer, identity: st
     """
     path = Path(compare_with)
     if run_of(path) is not None:
-        from pipelines.run.open_run import open_run, stage_folder
+        from pipelines.run.open_run import stage_folder
 
-        stage = stage_of(path, open_run(path), None)
-        other = open_run(path, stage=stage)
-        if stage == "base" or _identity(other) != identity:
-            return replace(_of_run(path, stage, None).speakers[0], name=compare_with)
-        base.load_role("compared", stage_folder(other, stage))
-        return Speaker(name=compare_with, base=base, role="compared", renderer=renderer)
+        run = _OpenRun(path, None)
+        if run.stage == "base" or _identity(run.pipeline) != identity:
+            return replace(run.speaker(run.stage), name=compare_with)
+        run.pipeline.loaded.stand_on(base)
+        base.load_role("compared", stage_folder(run.pipeline, run.stage))
+        return Speaker(name=compare_with, base=base, role="compared", renderer=run.pipeline.loaded.renderer())
     adapter = next((f for f in (path, path / "adapter") if (f / ADAPTER_CONFIG).is_file()), None)
     if adapter is not None and _fits(adapter, identity):
         from pipelines.execution.loaded_models import renderer_of_adapter

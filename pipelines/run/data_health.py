@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data.checks import token_counter
@@ -15,6 +15,7 @@ from data.doctor.corpus import Health, examine
 from data.doctor.entry import Finding
 from data.tokens import special_texts
 from pipelines.execution.progress import Progress
+from pipelines.recipe.derived import evaluation_prompts
 from pipelines.run.parts import RunParts
 from pipelines.run.plan_details import PlanDetails
 from pipelines.stages.table import STAGES, bases_made
@@ -88,20 +89,35 @@ def _too_few(pipeline: RunParts) -> Iterator[Finding]:
     if there < asked and "prompts" in recipe.evaluation.model_fields_set:
         text = f"evaluation.prompts asks for {asked:,}, and {there:,} are held out: evaluation takes these"
         yield Finding(kind="few held-out prompts", count=there, text=text)
-    unlike = len({prompt.group for prompt in held_out})
-    if (taken := min(unlike, asked)) < MINIMUM:
-        cure = f"set evaluation.prompts to {MINIMUM} or more" if unlike >= MINIMUM else _more(pipeline, unlike)
+    taken = evaluation_prompts(recipe, pipeline.corpus)
+    if (unlike := len({prompt.group for prompt in taken})) < MINIMUM:
+        enough = _first_with([prompt.group for prompt in held_out], MINIMUM)
+        cure = _more(pipeline) if enough is None else f"set evaluation.prompts to {enough} or more"
+        of = "" if unlike == len(taken) else f" of {unlike:,} group{'s' * (unlike > 1)}"
         text = (
-            f"evaluation has {taken:,} prompts: below {MINIMUM} no interval is given, and nothing can be shown to be "
-            f"better or worse; {cure} (200 tell more)"
+            f"evaluation has {len(taken):,} prompts{of}: below {MINIMUM} no interval is given, and nothing can be "
+            f"shown to be better or worse; {cure} (200 tell more)"
         )
-        yield Finding(kind="too few held-out prompts for an interval", count=taken, text=text)
+        yield Finding(kind="too few held-out prompts for an interval", count=unlike, text=text)
 
 
-def _more(pipeline: RunParts, unlike: int) -> str:
+def _first_with(groups: Sequence[str], wanted: int) -> int | None:
+    """How many of them, from the first on, are of so many different groups; None where all of them are of fewer."""
+    seen = set[str]()
+    for count, group in enumerate(groups, 1):
+        seen.add(group)
+        if len(seen) == wanted:
+            return count
+    return None
+
+
+def _more(pipeline: RunParts) -> str:
     """How more prompts are held out: by a larger share, where the prompts that there are suffice."""
-    every = unlike + len({prompt.group for prompt in pipeline.corpus.prompts.train})
-    share = 1.25 * MINIMUM / every  # prompts are held out by their hashes, so a share is not met exactly
-    if not isinstance(pipeline.recipe.data.held_out, float) or share > 0.5:
-        return "hold out more prompts"
-    return f"hold out more prompts (data.held_out of {math.ceil(100 * share) / 100:g} of these)"
+    present = pipeline.recipe.data.held_out
+    if isinstance(present, float):
+        unlike = len({prompt.group for prompt in pipeline.corpus.prompts.held_out})
+        wanted = present * 1.25 * MINIMUM / unlike  # by hashes, so that what the present share has met is what counts
+        share = math.ceil(round(100 * wanted, 6)) / 100
+        if present < share <= 0.5:
+            return f"hold out more prompts (data.held_out of {share:g} of these)"
+    return "hold out more prompts"

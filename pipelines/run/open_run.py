@@ -11,6 +11,7 @@ from pipelines.loading.load import load_kept
 from pipelines.run.given_results import otherwise
 from pipelines.run.pipeline import Pipeline
 from pipelines.stages.table import STAGES
+from pipelines.workspace.kept_recipes import kept_file
 from pipelines.workspace.run_folder import RECIPE, find_run, read_run, stopped_at_gate
 
 __all__ = ["find_run", "is_done", "open_run", "stage_folder"]
@@ -48,14 +49,26 @@ def stage_folder(pipeline: Pipeline, stage: str) -> Path:
         load_artifact(folder, f"{stage} stage")
         if differ := otherwise(pipeline.recipe, stage, folder):
             raise UserError(
-                f"{stage} was made otherwise than the recipe says that it is opened with: {', '.join(differ)}. Run the "
-                f"recipe that it was made with once more (finished stages are skipped), or finish the run as "
-                f"{pipeline.run_dir / RECIPE} says it now"
+                f"{stage} was made otherwise than the recipe says that it is opened with: {', '.join(differ)}. "
+                f"{_remedy(pipeline.run_dir, stage)}"
             )
         return folder
     if (found := read_artifact(pipeline.given[stage])) is not None and (wrong := problems(found)):
         raise UserError(f"{stage} stage, which the run was given: {wrong[0]}")
     return pipeline.given[stage]
+
+
+def _remedy(run: Path, stage: str) -> str:
+    """What helps where a result differs from the recipe that it is opened with."""
+    if (own := kept_file(run, stage)) is None:
+        return (
+            f"The recipe that it was made with was not kept: run that once more with --until {stage}, which skips what "
+            f"is finished and keeps it, or make {stage} again by `trivet run {run / RECIPE}`"
+        )
+    return (
+        f"Its own recipe is {own}: where that says the same, a file that it names has changed, such as a template; put "
+        f"the file back as it was, or run the stage again"
+    )
 
 
 def is_done(pipeline: Pipeline, stage: str) -> bool:

@@ -136,6 +136,9 @@ class _Page:
         self.votes.clear()
         self.vote_said.set_text("")
         self.names.set_text(printable(" and ".join(found.names)))
+        with self.said:
+            for text in found.room.left_out:
+                ui.label(printable(text)).classes("small muted lines")
         self.room.set_visibility(True)
 
     def _opened(self, asked: Talk) -> Conversation | str:

@@ -149,6 +149,34 @@ def test_a_judge_that_orders_held_out_pairs_as_a_coin_does_is_unreliable(
     assert [w.startswith("The judge is unreliable: it orders 60 % [") for w in told] == [True] * (reliable is False)
 
 
+@pytest.mark.parametrize(
+    ("known", "few"),
+    [
+        ({"share": None, "ci95": None, "n": 0}, "no held-out pairs tested it"),
+        ({"share": 0.9, "ci95": None, "n": 1009}, "1,009 held-out pairs are too few for an interval"),
+    ],
+)
+def test_a_reward_model_without_an_interval_is_untested_and_a_warning_says_so(known: dict[str, Any], few: str) -> None:
+    """As the judge and beside gold; one that an adversary deceives is unreliable, and gold is the user's own word."""
+    sft, ppo = responses_of("sft"), responses_of("ppo", 2)
+    plain = lambda texts: [-9.0] * len(texts)  # noqa: E731
+    fooled = lambda texts: [9.0 if not text else -9.0 for text in texts]  # noqa: E731
+    told = f"untested: {few}, so that nothing shows it to be better than a coin."
+
+    def judged(judge: Any, score: Any, **others: Any) -> tuple[Any, list[str]]:
+        found = assemble([sft, ppo], judge=judge, score=score, others=others, accuracy={"reward": known}, resamples=200)
+        return found["judges"], [w for w in found["warnings"] if "untested" in w or "unreliable" in w]
+
+    judges, warnings = judged("reward", plain)
+    assert (judges["reward"]["reliable"], judges["reward"]["accuracy"]) == (None, known)
+    assert warnings == [f"The judge is {told}"]
+    judges, warnings = judged("gold", plain, reward=plain)
+    assert (judges["gold"]["reliable"], judges["reward"]["reliable"]) == (True, None)
+    assert warnings == [f"As a judge the reward model is {told}"]
+    judges, warnings = judged("reward", fooled)
+    assert judges["reward"]["reliable"] is False and len(warnings) == 1 and "prefers the empty response" in warnings[0]
+
+
 def test_the_reward_model_is_tested_beside_gold():
     systems = [responses_of("sft"), responses_of("ppo", 2)]
     others = {"reward": lambda texts: [5.0 if t in systems[0].prompts else -9.0 for t in texts]}

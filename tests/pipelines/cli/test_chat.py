@@ -230,9 +230,26 @@ def test_a_second_speaker_that_is_nothing_is_named(models, tmp_path):
 def test_a_run_that_is_not_there_is_not_asked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/mine").mkdir(parents=True)
+    (tmp_path / "runs/mine/run.json").write_text("{}")
     for opened in (open_room, open_speakers):
         with pytest.raises(UserError, match=r"^runs/mime: there is no such run or folder\. Did you mean 'mine'\?"):
             opened("runs/mime")
+
+
+def test_a_folder_with_an_organisations_name_that_holds_no_run_hides_no_model_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Some-Organisation/notes").mkdir(parents=True)
+    asked = list[str]()
+
+    def fetched(target: str, compare_with: str | None) -> Room:
+        asked.append(target)
+        return a_room()
+
+    monkeypatch.setattr("pipelines.run.chat_models._of_model", fetched)
+    open_room("Some-Organisation/a-model")
+    assert asked == ["Some-Organisation/a-model"]
 
 
 def test_wrong_rooms_are_named(tmp_path: Path):

@@ -146,6 +146,16 @@ def test_texts_pretrain_a_base(folder: Path) -> None:
     assert recipe.stages == ("pretrain",) and recipe.data.documents == ("lines.txt",) and recipe.data.held_out == 0.2
 
 
+@pytest.mark.parametrize("rankings, share", [(600, 0.2), (90, 0.4)])
+def test_few_prompts_take_no_large_share_of_many_rankings(folder: Path, rankings: int, share: float) -> None:
+    """Of 60 prompts two fifths are held out where no file has more than 500 rows, else a fifth of everything."""
+    rows = [{"prompt": f"w{i} w{i % 7} w6", "responses": ["w1 w2", "w3"]} for i in range(rankings)]
+    lines(folder / "ranked.jsonl", rows)
+    lines(folder / "asked.jsonl", [{"prompt": f"w{i} w9 w4"} for i in range(60)])
+    assert main(["init", "ranked.jsonl", "asked.jsonl", "--base", "base"]) == 0
+    assert load_recipe(folder / "mine.yaml").data.held_out == share
+
+
 def test_held_out_rows_in_training_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines(folder / "held.jsonl", [{"prompt": "w3 w5 w6"}, {"prompt": "w29 w5 w6"}, {"prompt": "w31 w31"}])
     assert main(["init", "shown.jsonl", "ranked.jsonl", "--base", "base", "--held-out", "held.jsonl"]) == 0

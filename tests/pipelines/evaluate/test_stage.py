@@ -159,6 +159,30 @@ def test_without_sft_the_best_are_chosen_of_the_bases_samples(run: Path, tmp_pat
     assert not (tmp_path / "named" / "evaluation").exists()
 
 
+def test_a_reward_model_from_elsewhere_is_an_untested_judge_everywhere(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder says nothing of held-out pairs: so the results, the terminal, the report and a model card say."""
+    rewarder, to = tmp_path / "rewarder", tmp_path / "exported"
+    assert cli.main(["export", str(run), "--stage", "reward", "--to", str(rewarder)]) == 0
+    inputs = {"pretrain": str(run / "pretrain"), "sft": str(run / "sft"), "reward": str(rewarder)}
+    asked = {k: v for k, v in RECIPE.items() if k != "rankings"}
+    asked |= {"stages": ["ppo", "evaluate"], "evaluation": {"prompts": 6, "bootstrap": 50, "greedy": False}}
+    out = tmp_path / "out"
+    (tmp_path / "recipe.yaml").write_text(json.dumps(asked), encoding="utf-8")
+    given = [f"{stage}={folder}" for stage, folder in inputs.items()]
+    command = ["run", str(tmp_path / "recipe.yaml"), "--run-dir", str(out)]
+    assert cli.main([*command, *(part for one in given for part in ("--input", one))]) == 0
+    told = "The judge is untested: no held-out pairs tested it, so that nothing shows it to be better than a coin."
+    assert f"warning: {told}" in " ".join(capsys.readouterr().out.split())
+    found = json.loads((out / "evaluation" / "results.json").read_text(encoding="utf-8"))
+    assert found["judges"]["reward"]["accuracy"] == {"share": None, "ci95": None, "n": 0}
+    assert found["judges"]["reward"]["reliable"] is not True and told in found["warnings"]
+    assert told in html.unescape((out / "report.html").read_text(encoding="utf-8"))
+    assert cli.main(["export", str(out), "--stage", "ppo", "--to", str(to)]) == 0
+    assert f"- {told}" in (to / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_reward_model_of_other_prompts_judges_beside_the_one_that_ppo_optimised(run: Path, tmp_path: Path):
     """Where ``reward.holdout`` made one: its scores are its own, and it judges first; and the base's perplexity."""
     asked = RECIPE | {

@@ -71,6 +71,9 @@ def test_tables():
     )
     assert gpt["flip_rate"] == "25 %" and gpt["tokens"] == "4,510" and gpt["adversaries"][0][0] == "prompt repeated"
     assert (gpt["accuracy"], gpt["accuracy_ci"]) == ("54 %", "[47, 61]") and not gold["accuracy"]
+    of_no_pair = {"reliable": None, "accuracy": {"share": None, "ci95": None, "n": 0}}
+    (untested,) = view({"judges": {"reward": of_no_pair}})["judges"]
+    assert (untested["reliable"], untested["accuracy"], untested["accuracy_ci"]) == (None, "", "")
     (row,) = found["harness"]
     assert (row["system"], row["task"], row["metric"], row["n"]) == ("PPO", "arc", "acc", 40) and "±" in row["error"]
     assert view({}) == {"metrics": {"columns": [], "rows": []}, "differences": [], "judges": [], "harness": []}

@@ -138,10 +138,20 @@ def test_a_judge_that_orders_pairs_as_a_coin_does_makes_no_verdict_either() -> N
     )
 
 
-@pytest.mark.parametrize("ci", [None, [0.51, 0.99]])
-def test_a_judge_with_too_few_pairs_for_an_interval_makes_no_verdict(ci: list[float] | None) -> None:
+@pytest.mark.parametrize(
+    ("share", "ci", "n", "few"),
+    [
+        (1.0, None, 2, "2 held-out pairs are too few for an interval"),
+        (1.0, [0.51, 0.99], 2, None),
+        (None, None, 0, "no held-out pairs tested it"),
+        (None, None, None, "no held-out pairs tested it"),
+    ],
+)
+def test_a_judge_with_too_few_pairs_for_an_interval_makes_no_verdict(
+    share: float | None, ci: list[float] | None, n: int | None, few: str | None
+) -> None:
     """Nothing is known of it, which is neither praise nor blame; and the same judge with an interval does judge."""
-    known = {"share": 1.0, "ci95": ci, "n": 2}
+    known = {"share": share, "ci95": ci, "n": n}
     judge = {"reliable": True if ci else None, "accuracy": known, "adversaries": {"empty_answer": {"verdict": "worse"}}}
     found = results("sft", "ppo", judges={"gold": judge})
     for c in found["comparisons"]:
@@ -150,7 +160,7 @@ def test_a_judge_with_too_few_pairs_for_an_interval_makes_no_verdict(ci: list[fl
     words = Words(results=found, card={}, gate=None, command="", seed=0)
     top, cards = headline(words), {c["question"]: c for c in answers_to_newcomers(words)}
     assert top["text"] == "PPO beat SFT" + ("" if ci else ", by an untested judge")
-    told = "Nothing shows that this judge is better than a coin: 2 held-out pairs are too few for an interval."
+    told = f"Nothing shows that this judge is better than a coin: {few}."
     assert (told in top["detail"], top["tone"]) == ((False, "good") if ci else (True, "open"))
     assert (cards["Did PPO beat SFT?"]["tone"], cards["Did it cheat?"]["tone"]) == (
         ("good",) * 2 if ci else ("open",) * 2

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from data import kept_parts
+from data.corpus import is_held_out
 from data.doctor.corpus import examine
+from data.records import Message, group_of
 from data.storage import folders
 from pipelines.cli.main import main
 from pipelines.report.stage_facts import data_check
@@ -69,7 +71,7 @@ def test_findings_have_tokens_places_and_what_evaluation_lacks(recipe: Path) -> 
 @pytest.mark.parametrize(
     "held_out, asked, few, cure",
     [
-        (0.1, 256, True, "hold out more prompts (data.held_out of 0.25 of these)"),
+        (0.1, 256, True, "hold out more prompts (data.held_out of 0.36 of these)"),  # 7 are: 0.1 * 25 / 7
         (0.4, 256, False, ""),
         (0.4, 20, False, ""),
         (0.4, 19, True, "set evaluation.prompts to 20 or more"),
@@ -89,9 +91,38 @@ def test_too_few_prompts_for_an_interval_are_told_first(
     assert not few or told[0].text.endswith(f"nothing can be shown to be better or worse; {cure} (200 tell more)")
 
 
+def test_the_share_that_is_advised_is_larger_than_the_one_that_is_set(recipe: Path) -> None:
+    """A quarter of these 100 prompts should be 25, and by their hashes it is 13: 0.25 * 25 / 13 is 0.481."""
+    prompts = [{"prompt": f"w{i} w{j} w13 w3"} for i in range(10) for j in range(10)]
+    (recipe.parent / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    pipeline = Pipeline.from_recipe(recipe, ["data.prompts=p.jsonl", "data.held_out=0.25"])
+    assert len(pipeline.corpus.prompts.held_out) == 13
+    told = health_of(pipeline).findings[-1].text
+    assert "evaluation has 13 prompts:" in told and "(data.held_out of 0.49 of these)" in told
+    enough = Pipeline.from_recipe(recipe, ["data.prompts=p.jsonl", "data.held_out=0.49"])
+    assert not [f for f in health_of(enough).findings if f.kind == "too few held-out prompts for an interval"]
+
+
+def test_prompts_that_begin_alike_count_once_among_those_that_evaluation_takes(recipe: Path) -> None:
+    """Of 30 conversations with one first message evaluation takes the first 25; 19 more with the 30 make 20 groups."""
+    starts = [Message(role="user", content=f"w{i} w8") for i in range(40)]
+    start = next(message.content for message in starts if is_held_out(group_of([message]), 0.4))
+    talks = [[("user", start), ("assistant", "w1"), ("user", f"w{i} w2")] for i in range(30)]
+    rows: list[Any] = [[{"role": role, "content": text} for role, text in talk] for talk in talks]
+    rows += [f"w{i} w{j} w3" for i in range(10) for j in range(10)]
+    (recipe.parent / "p.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    settings = ["data.prompts=p.jsonl", "data.held_out=0.4", "evaluation.prompts=25"]
+    found = health_of(Pipeline.from_recipe(recipe, settings)).findings[-1]
+    assert found.count == 1 and found.text.startswith("evaluation has 25 prompts of 1 group: below 20 no interval")
+    assert "set evaluation.prompts to 49 or more (200 tell more)" in found.text
+    settings[-1] = "evaluation.prompts=49"
+    kinds = [f.kind for f in health_of(Pipeline.from_recipe(recipe, settings)).findings]
+    assert "too few held-out prompts for an interval" not in kinds
+
+
 def test_of_few_prompts_no_large_share_is_advised(recipe: Path) -> None:
-    """Of 40 prompts 25 would be held out."""
-    told = health_of(Pipeline.from_recipe(recipe)).findings
+    """A tenth of 40 prompts is by their hashes 2 of them: 0.1 * 25 / 2 would be all."""
+    told = health_of(Pipeline.from_recipe(recipe, ["data.held_out=0.1"])).findings
     assert told[-1].text.endswith("better or worse; hold out more prompts (200 tell more)")
 
 
