@@ -117,6 +117,16 @@ class Memo:
         found = self.find(name)
         return self.keep(name, make()) if found is None else found
 
+    def first(self, name: str, make: Callable[[], str]) -> str:
+        """The one text of a key that is remembered first: of processes that make one at once, all return the same."""
+        found = self.find(name)
+        if found is not None:
+            return found
+        made = make()
+        if self._file is None or self._write(self._file, {name: made}, new=True):
+            return made
+        return self.find(name) or self.keep(name, made)
+
     def find(self, name: str) -> str | None:
         """The text that is remembered; None where there is none."""
         return self._read().get(name)
@@ -137,14 +147,21 @@ class Memo:
         return found if isinstance(found, dict) else {}
 
     @staticmethod
-    def _write(file: Path, found: dict[str, str]) -> None:
+    def _write(file: Path, found: dict[str, str], new: bool = False) -> bool:
+        """Whether it was written; ``new``: only where no process has written the file."""
         folder = scratch_folder()
         aside = folder.path / f"{file.name}-{folder.next_number()}"
         try:
             aside.write_text(json.dumps(found), encoding="utf-8")
-            aside.replace(file)
+            if new:
+                os.link(aside, file)
+                aside.unlink()
+            else:
+                aside.replace(file)
         except OSError:
             aside.unlink(missing_ok=True)
+            return False
+        return True
 
 
 def joined_key(keys: Sequence[str | None]) -> str | None:

@@ -45,13 +45,13 @@ def _cpu_says(*names: str) -> str:
 def remembered_speed() -> float:
     """``bf16_speed``, as this processor, build of torch and cap gave it first, kept in the cache.
 
-    Measured again it could fall on the other side of ``WORTH``, and a run that resumes needs the precision of before.
+    Measured again it could fall on the other side of ``WORTH``, and a run that resumes needs the precision of before;
+    so do the processes of one run, which may measure at the same time.
     """
     caps = {name: os.environ[name] for name in CAPS if name in os.environ}
     processor = [_cpu_says("model name"), _cpu_says("flags", "Features")]
-    return float(
-        Memo(key_of(["bf16 speed", processor, torch.__version__, caps])).get("speed", lambda: str(bf16_speed()))
-    )
+    memo = Memo(key_of(["bf16 speed", processor, torch.__version__, caps]))
+    return float(memo.first("speed", lambda: str(bf16_speed())))
 
 
 def bf16_speed() -> float:
