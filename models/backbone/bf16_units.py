@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,12 +16,29 @@ FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # of x86 and of Arm; without any of
 WORTH = 1.5  # a CPU's bf16 products at least so many times as fast as its fp32 ones, or they are not used
 MIN_WIDTH = 512  # of a base: where products are smaller, what stands around them takes the time
 CAPS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")  # less of the processor than there is
-SHAPE, PAIRS = (512, 1024, 1024), 5  # rows, in, out; alternating pairs of which the median counts
+SHAPE, PAIRS = (512, 1024, 1024), 5  # rows, in, out; alternating pairs
+
+
+_agreed: bool | None = None  # by all processes of a group
+
+
+def has_bf16_units() -> bool:
+    """Whether bf16 products are worth their rounding on this CPU, and on those of all processes that work together."""
+    return measured_units() if _agreed is None else _agreed
+
+
+def agree_on_units(found: Sequence[bool]) -> None:
+    """bf16 products are made where every process has units for them: what each of a group found, in any order.
+
+    Processes of unlike precisions would train other weights than they say, and may stand on machines of their own.
+    """
+    global _agreed
+    _agreed = all(found)
 
 
 @functools.cache
-def has_bf16_units() -> bool:
-    """Whether bf16 products are worth their rounding on this CPU: units for them, and measured to be faster.
+def measured_units() -> bool:
+    """Whether this CPU has units for bf16 products, and they were measured to be faster.
 
     AVX512-BF16 alone, or a library that is told to use less than there is, can be slower than fp32.
     """
@@ -55,12 +72,16 @@ def remembered_speed() -> float:
 
 
 def bf16_speed() -> float:
-    """How many times as fast as in fp32 a product of a model's size is in bf16, as measured here and now."""
+    """How many times as fast as in fp32 a product of a model's size is in bf16, as measured here and now.
+
+    Of the least times: other work on the machine makes a product slower, and none makes it faster.
+    """
     rows, inner, outer = SHAPE
     g = torch.Generator().manual_seed(0)
     x, weight = torch.randn((rows, inner), generator=g), torch.randn((outer, inner), generator=g)
     pairs = [(_seconds(x, weight), _seconds(x.bfloat16(), weight.bfloat16())) for _ in range(1 + PAIRS)]
-    return statistics.median(wide / narrow for wide, narrow in pairs[1:])  # the first prepares kernels
+    wide, narrow = zip(*pairs[1:], strict=True)  # the first prepares kernels
+    return min(wide) / min(narrow)
 
 
 def _seconds(x: torch.Tensor, weight: torch.Tensor) -> float:

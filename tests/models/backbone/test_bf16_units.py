@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from models.backbone import bf16_units, processes
-from models.backbone.bf16_units import bf16_speed, has_bf16_units, remembered_speed
+from models.backbone.bf16_units import bf16_speed, measured_units, remembered_speed
 from models.backbone.processes import resolve_dtype
 from models.hub.load import dtype_of
 from models.hub.registry import BaseModelSpec
@@ -18,6 +19,7 @@ from pipelines.loading.load import load_recipe
 from pipelines.run.plan_details import numbers_of
 from pipelines.stages.shapes import shape_of
 from tests.conftest import tiny_lm, word_tokenizer
+from tests.support.launching import launched
 from tests.support.recipes import RECIPE
 
 CPU = torch.device("cpu")
@@ -88,11 +90,24 @@ def test_processes_that_measure_at_once_agree(tmp_path, monkeypatch):
     assert remembered_speed() == 1.4 == remembered_speed()
 
 
+def test_processes_of_unlike_processors_compute_alike(tmp_path):
+    """As on two machines, or with a measurement that other work disturbed: in bf16 where all of them gain by it."""
+    found = launched(Path(__file__).parent / "unlike_processors.py", tmp_path / "run", 2)
+    assert found == [{"all have them": ["torch.bfloat16"] * 2, "one has them": ["torch.float32"] * 2}] * 2
+
+
+def test_other_work_on_the_machine_does_not_decide(monkeypatch):
+    """A product that waited for another process took longer than it takes: 4 ms in fp32 and 2 in bf16 are twofold."""
+    seconds = iter([9, 9, 4, 8, 8, 2, 4, 9, 5, 7, 4, 2.5])
+    monkeypatch.setattr(bf16_units, "_seconds", lambda *_: next(seconds))
+    assert bf16_speed() == 2
+
+
 @pytest.mark.parametrize(("flag", "speed", "expected"), [(True, 1.5, True), (True, 1.49, False), (False, 9.0, False)])
 def test_units_count_where_they_are_named_and_fast(monkeypatch, flag, speed, expected):
     monkeypatch.setattr(bf16_units, "has_flag", lambda: flag)
     monkeypatch.setattr(bf16_units, "remembered_speed", lambda: speed)
-    assert has_bf16_units.__wrapped__() == expected
+    assert measured_units.__wrapped__() == expected
 
 
 def test_the_measurement_gives_a_ratio():
