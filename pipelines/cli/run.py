@@ -258,6 +258,6 @@ def show_fit(
 
 def the_run(path: Path) -> Path:
     """The run folder of a path, refused by name if it is none."""
-    from pipelines.run.open_run import find_run
+    from pipelines.workspace.run_folder import find_run
 
     return find_run(path)

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data.records import RankedAnswers
-from reward.card.scored_once import ScoredOnce
+
+if TYPE_CHECKING:
+    from reward.card.scored_once import ScoredOnce
 
 NAMED_BY = ("id", "subset", "num_correct")
 """Columns by which the shape is known, beside lists of chosen and rejected."""
