@@ -24,7 +24,7 @@ _agreed: bool | None = None  # by all processes of a group
 
 def has_bf16_units() -> bool:
     """Whether bf16 products are worth their rounding on this CPU, and on those of all processes that work together."""
-    return measured_units() if _agreed is None else _agreed
+    return own_bf16_units() if _agreed is None else _agreed
 
 
 def agree_on_units(found: Sequence[bool]) -> None:
@@ -37,7 +37,7 @@ def agree_on_units(found: Sequence[bool]) -> None:
 
 
 @functools.cache
-def measured_units() -> bool:
+def own_bf16_units() -> bool:
     """Whether this CPU has units for bf16 products, and they were measured to be faster.
 
     AVX512-BF16 alone, or a library that is told to use less than there is, can be slower than fp32.

@@ -21,7 +21,7 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor
 
 from data.common.errors import StageError, UserError
-from models.backbone.bf16_units import MIN_WIDTH, agree_on_units, has_bf16_units, measured_units
+from models.backbone.bf16_units import MIN_WIDTH, agree_on_units, has_bf16_units, own_bf16_units
 from models.backbone.launch import check_devices, check_launch, check_world_size
 from models.backbone.peers import Peer, failure_notice
 from models.backbone.sharding import Gathers
@@ -101,7 +101,7 @@ class Processes:
         self.world_size = self.accelerator.num_processes
         check_world_size(self.world_size, os.environ)
         if on_cpu and self.world_size > 1:
-            agree_on_units(self.gather([measured_units()]))
+            agree_on_units(self.gather([own_bf16_units()]))
 
     @property
     def unused_devices(self) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.backbone import bf16_units, processes
-from models.backbone.bf16_units import bf16_speed, measured_units, remembered_speed
+from models.backbone.bf16_units import bf16_speed, own_bf16_units, remembered_speed
 from models.backbone.processes import resolve_dtype
 from models.hub.load import dtype_of
 from models.hub.registry import BaseModelSpec
@@ -107,7 +107,7 @@ def test_other_work_on_the_machine_does_not_decide(monkeypatch):
 def test_units_count_where_they_are_named_and_fast(monkeypatch, flag, speed, expected):
     monkeypatch.setattr(bf16_units, "has_flag", lambda: flag)
     monkeypatch.setattr(bf16_units, "remembered_speed", lambda: speed)
-    assert measured_units.__wrapped__() == expected
+    assert own_bf16_units.__wrapped__() == expected
 
 
 def test_the_measurement_gives_a_ratio():

@@ -17,7 +17,7 @@ from models.fast.products import product_dtype
 def main(folder: Path) -> None:
     found, rank, weight = {}, os.environ["RANK"], torch.zeros(1, dtype=torch.bfloat16)
     for case, having in (("all have them", "01"), ("one has them", "1")):
-        processes.measured_units = lambda having=having: rank in having  # type: ignore[assignment]
+        processes.own_bf16_units = lambda having=having: rank in having  # type: ignore[assignment]
         Processes("cpu")
         found[case] = [str(product_dtype(weight)), str(resolve_dtype("auto", weight.device, 512))]
     (folder / f"rank{rank}.json").write_text(json.dumps(found))

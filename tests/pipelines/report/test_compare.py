@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from pipelines.report.compare import _notes, names, recipe_differences, write_co
 from pipelines.report.run_files import read_run
 from pipelines.stages.table import STAGES
 from tests.support.finished_run import Tags, embedded
+from tests.support.planting import ROOT
 
 
 def edit(path: Path, change) -> None:
@@ -176,6 +179,24 @@ def test_other_settings_of_sampling_are_told(run: Path, tmp_path: Path) -> None:
     assert told.endswith("same texts, in another order or behind other turns.")
     twice = evaluated("twice", prompts="c", samples_per_prompt=2)
     assert [note.split(" is ")[1] for note in notes_of([one, twice])] == ["1 in one; 2 in twice."]
+
+
+LIGHT = """
+import sys
+from pipelines.cli.main import main
+run, other, out = sys.argv[1:]
+for asked in (["report", run], ["report", run, other, "--out", out], ["verify", run], ["ls", run]):
+    assert main(asked) in (0, 2)  # 2: the made-up run's files are not those that it says
+    assert not {"torch", "transformers", "peft", "datasets"} & set(sys.modules), asked
+"""
+
+
+def test_a_look_at_what_is_finished_waits_for_no_model_library(run: Path, other: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(run, tmp_path / "run")
+    command = [sys.executable, "-c", LIGHT, str(copied), str(other), str(tmp_path / "c.html")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert (tmp_path / "c.html").is_file()
 
 
 def test_equal_names_are_told_apart():
